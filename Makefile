@@ -1,0 +1,66 @@
+# `make demo` and `make test` do all the set-up on a fresh machine; a second call reuses it.
+#   PYTHON      interpreter that creates the environment (>= 3.11)     make test PYTHON=python3.12
+#   VENV        directory of the environment                           make test VENV=/tmp/venv
+#   DEMO_FLAGS  passed to `fenchel demo`                                make demo DEMO_FLAGS=--quick
+# pip's own variables apply too: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu makes pip
+# take the CPU build of torch, which is a tenth of the size of the default one on Linux.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_FLAGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+
+# The stamps of the two sets of extras. `dev` contains `all`, so it serves the demo as well.
+ALL := $(VENV)/.installed-all
+DEV := $(VENV)/.installed-dev
+RUNTIME := $(or $(wildcard $(DEV)),$(ALL))
+
+.PHONY: help demo test test-slow lint docs bench clean
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+
+demo: $(RUNTIME)  ## distil small language models on this machine and write a report
+	@$(BIN)/fenchel demo $(DEMO_FLAGS)
+
+test: $(DEV)  ## run the tests
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-slow: $(DEV)  ## run the tests marked slow
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+lint: $(DEV)  ## check style, types and that docs/methods.md is fresh
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/python docs/build_methods.py --check
+
+docs: $(DEV)  ## write docs/methods.md from the docstrings
+	@$(BIN)/python docs/build_methods.py
+
+bench: $(DEV)  ## run every benchmark; the figures go to benchmarks/results
+	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python "$$file"; done
+
+clean:  ## remove caches and builds; the environment and the results stay
+	@rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find benchmarks docs src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch first and by itself: the largest download fails or succeeds before anything else is done.
+$(VENV)/.installed-%: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "make: fenchel needs Python >= 3.11, and $(PYTHON) is not one;" \
+	        "name one that is: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x $(BIN)/pip || { echo "Creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing torch into $(VENV)"
+	@$(PIP) torch
+	@echo "Installing fenchel[$*] into $(VENV); the first time this takes a few minutes"
+	@$(PIP) -e ".[$*]"
+	@touch $@

@@ -1,0 +1,196 @@
+"""What each verb does: take the parsed dataclasses, call the library, print what came of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fenchel.errors import InputError
+from fenchel.training.configs import (
+    DataConfig,
+    DemoConfig,
+    DistillConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    ModelConfig,
+    SFTConfig,
+)
+
+
+@dataclass
+class ReportConfig:
+    """Where the results of a run are."""
+
+    directory: str = field(metadata={"help": "directory that holds results.json"})
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb: its help, the dataclasses it fills, and the function that takes them.
+
+    `needs` are flags that must be given though their fields have a default; a tuple of flags
+    means any of them. A verb with `training` also takes the `TrainingArguments`, as a dictionary.
+    """
+
+    summary: str
+    configs: tuple[type[Any], ...]
+    run: Callable[..., None]
+    examples: tuple[str, ...]
+    needs: tuple[str | tuple[str, ...], ...] = ()
+    training: bool = False
+    positional: str | None = None
+    after_interrupt: str = ""
+
+
+def _demo(config: DemoConfig) -> None:
+    from fenchel.reproductions import demo
+
+    print(f"report: {demo.run(config)}")
+
+
+def _pretrain(
+    model: ModelConfig, data: DataConfig, objective: SFTConfig, arguments: dict[str, Any]
+) -> None:
+    from fenchel.training import run
+
+    print(f"model saved in {run.pretrain(model, data, objective, arguments)}")
+
+
+def _sft(
+    model: ModelConfig, data: DataConfig, objective: SFTConfig, arguments: dict[str, Any]
+) -> None:
+    from fenchel.training import run
+
+    print(f"model saved in {run.sft(model, data, objective, arguments)}")
+
+
+def _distill(
+    model: ModelConfig, data: DataConfig, objective: DistillConfig, arguments: dict[str, Any]
+) -> None:
+    from fenchel.training import run
+
+    print(f"model saved in {run.distill(model, data, objective, arguments)}")
+
+
+def _generate(config: GenerateConfig) -> None:
+    from fenchel.training import run
+
+    print("\n\n".join(run.generate(config)))
+
+
+def _evaluate(config: EvaluateConfig) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fenchel.training import run
+
+    if config.output is not None and not Path(config.output).parent.is_dir():
+        raise InputError(f"output is {config.output!r}, but its directory does not exist; make it")
+    results = run.evaluate(config)
+    table = Table("metric", title=config.model_name_or_path)
+    table.add_column("value", justify="right")
+    for name, value in results.items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    Console().print(table)
+    if config.output is not None:
+        partial = Path(f"{config.output}.part")
+        partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        partial.replace(config.output)
+        print(f"written to {config.output}")
+
+
+def _report(config: ReportConfig) -> None:
+    from fenchel.report import render
+
+    source = Path(config.directory) / "results.json"
+    if not source.is_file():
+        raise InputError(f"no results.json in {config.directory!r}; name the directory of a run")
+    try:
+        results = json.loads(source.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{source} is not valid JSON ({error})") from error
+    print(f"report: {render(results, source.with_name('report.html'))}")
+
+
+_STUDENT = ("model_name_or_path", "model_config")
+_RESUME = "run the same command with --resume_from_checkpoint to go on from the last checkpoint"
+
+GROUPS: dict[str, dict[str, Verb]] = {
+    "Start here": {
+        "demo": Verb(
+            summary="train a teacher and its students on this computer, and write a report",
+            configs=(DemoConfig,),
+            run=_demo,
+            examples=("fenchel demo", "fenchel demo --quick --out quick-demo"),
+            after_interrupt="run the same command again to go on",
+        ),
+    },
+    "Train": {
+        "pretrain": Verb(
+            summary="train a language model on plain text, from scratch or further",
+            configs=(ModelConfig, DataConfig, SFTConfig),
+            run=_pretrain,
+            examples=(
+                "fenchel pretrain --model_config llama:hidden_size=128,num_hidden_layers=4 \\\n"
+                "    --tokenizer_name_or_path DIR --dataset_name corpus.txt --output_dir base",
+            ),
+            needs=(_STUDENT, "dataset_name", "output_dir"),
+            training=True,
+            after_interrupt=_RESUME,
+        ),
+        "sft": Verb(
+            summary="fine-tune a model on completions or conversations",
+            configs=(ModelConfig, DataConfig, SFTConfig),
+            run=_sft,
+            examples=(
+                "fenchel sft --model_name_or_path DIR --dataset_name chats.jsonl --output_dir OUT",
+                "fenchel sft --config sft.yaml --divergence alpha:1.5 --use_peft",
+            ),
+            needs=(_STUDENT, "dataset_name", "output_dir"),
+            training=True,
+            after_interrupt=_RESUME,
+        ),
+        "distill": Verb(
+            summary="train a student on a teacher's next-token probabilities",
+            configs=(ModelConfig, DataConfig, DistillConfig),
+            run=_distill,
+            examples=(
+                "fenchel distill --teacher_model_name_or_path TEACHER --model_name_or_path STUDENT "
+                "\\\n    --dataset_name file.jsonl --divergence alpha:1.5 --output_dir OUT",
+            ),
+            needs=("teacher_model_name_or_path", _STUDENT, "dataset_name", "output_dir"),
+            training=True,
+            after_interrupt=_RESUME,
+        ),
+    },
+    "Use": {
+        "generate": Verb(
+            summary="continue texts, sampling with the probabilities the model was trained for",
+            configs=(GenerateConfig,),
+            run=_generate,
+            examples=(
+                'fenchel generate --model_name_or_path DIR --prompt "Once" --divergence alpha:1.5',
+            ),
+        ),
+        "evaluate": Verb(
+            summary="measure a model on held-out text, alone and against a teacher",
+            configs=(EvaluateConfig,),
+            run=_evaluate,
+            examples=(
+                "fenchel evaluate --model_name_or_path DIR --dataset_name heldout.jsonl \\\n"
+                "    --teacher_model_name_or_path TEACHER --output figures.json",
+            ),
+        ),
+        "report": Verb(
+            summary="write report.html again from a run's results.json",
+            configs=(ReportConfig,),
+            run=_report,
+            examples=("fenchel report fenchel-demo",),
+            positional="directory",
+        ),
+    },
+}
+VERBS = {name: verb for group in GROUPS.values() for name, verb in group.items()}

@@ -1,0 +1,20 @@
+"""The one exception that says: the input was wrong, and here is what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """A mistake in what the caller passed: what was wrong, what was received, what to do.
+
+    It is a `ValueError`, so library users catch it as one; the command line prints its single line
+    and exits with status 2.
+    """
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' (did you mean X?)' for the known word closest to `word`, or '' when none is close."""
+    match = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""

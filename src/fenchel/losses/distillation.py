@@ -1,0 +1,73 @@
+"""Distillation losses: the student's distribution is pulled towards the teacher's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fenchel.divergences import FDivergence
+from fenchel.divergences import divergence as find
+from fenchel.errors import InputError
+from fenchel.losses.reduce import reduce
+from fenchel.operators._inputs import check_logits, class_last, scale_by
+
+
+def distillation_loss(
+    student: Tensor,
+    teacher: Tensor,
+    divergence: str | FDivergence = "kl",
+    *,
+    temperature: float | Tensor = 1.0,
+    mask: Tensor | None = None,
+    reduction: str = "mean",
+    dim: int = -1,
+) -> Tensor:
+    """D_f(p_T, p_S) between the softmax distributions of a teacher and a student.
+
+    D_f(p_T, p_S) = Σ_j p_S,j f(p_T,j / p_S,j) with p = softmax(logits / T). "kl" is forward KL
+    KL(p_T, p_S), "reverse-kl" is KL(p_S, p_T), "js" twice the Jensen-Shannon divergence. Computed from
+    log-probabilities, so that tails that underflow as probabilities still count. No factor T² is applied.
+
+    To distil into f-softargmax instead, with a convex loss in the student's logits, pass the teacher's
+    probabilities as the target of `fenchel_young_loss`.
+
+    Args:
+        student: logits (..., V, ...).
+        teacher: logits of the same shape; gradients flow into it unless you detach it.
+        divergence: a name or an `FDivergence`.
+        temperature: T > 0, for both.
+        mask: positions that count, the shape of student without `dim`.
+        reduction: "mean" (over the positions that count), "sum" or "none".
+        dim: the axis of the classes.
+
+    Returns:
+        The loss in nats, in the dtype of student; half types are computed in float32.
+
+    Raises:
+        InputError: the shapes differ (both are quoted), or logits that cannot be normalised.
+
+    Example:
+        >>> import torch
+        >>> teacher = torch.tensor([[0.0, 0.0]])
+        >>> student = torch.tensor([[1.0986123, 0.0]])  # probabilities 3/4 and 1/4
+        >>> round(float(distillation_loss(student, teacher, "chi2")), 4)
+        0.3333
+
+    Reference:
+        Hinton, Vinyals and Dean, 2015, arXiv 1503.02531; Agarwal et al., 2024, arXiv 2306.13649 (any
+        divergence); Roulet et al., 2025, arXiv 2501.18537.
+    """
+    record = find(divergence)
+    if student.shape != teacher.shape:
+        raise InputError(
+            f"student and teacher logits must have the same shape, received {tuple(student.shape)} and "
+            f"{tuple(teacher.shape)}; vocabularies that differ by padding must be aligned by you"
+        )
+    check_logits(student, dim, name="student logits")
+    check_logits(teacher, dim, name="teacher logits")
+    student_scores, _ = scale_by(class_last(student, dim), temperature, student, dim)
+    teacher_scores, _ = scale_by(class_last(teacher, dim), temperature, teacher, dim)
+    log_p = torch.log_softmax(teacher_scores, -1)
+    log_q = torch.log_softmax(student_scores, -1)
+    losses = record.from_log_probs(log_p, log_q)
+    return reduce(losses, reduction=reduction, mask=mask).to(student.dtype)

@@ -1,0 +1,21 @@
+"""Operators: scores to probabilities, their value, their threshold; D_f between probabilities."""
+
+from fenchel.operators.divergence import f_divergence
+from fenchel.operators.softargmax import (
+    entmax15,
+    f_softargmax,
+    f_softmax,
+    f_threshold,
+    softmax,
+    sparsemax,
+)
+
+__all__ = [
+    "entmax15",
+    "f_divergence",
+    "f_softargmax",
+    "f_softmax",
+    "f_threshold",
+    "softmax",
+    "sparsemax",
+]

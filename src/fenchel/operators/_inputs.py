@@ -1,0 +1,90 @@
+"""What operators and losses accept: shapes, dtypes and values, checked once, with errors that quote."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fenchel.errors import InputError
+
+
+def holds(condition: Tensor) -> bool:
+    """Whether `condition` is true everywhere, where looking is free; taken on trust elsewhere.
+
+    Looking would stall an accelerator, break a compiled graph, and is impossible under `torch.func.vmap`.
+    """
+    if condition.device.type != "cpu" or torch.compiler.is_compiling():
+        return True
+    try:
+        return bool(condition.all())
+    except RuntimeError:  # vmap: this tensor stands for many
+        return True
+
+
+def check_logits(logits: Tensor, dim: int, *, name: str = "logits") -> None:
+    """Raise InputError unless `logits` can be normalised along `dim`."""
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        received = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"{name} must be a floating-point tensor, received {received}")
+    if logits.dim() == 0 or not -logits.dim() <= dim < logits.dim():
+        raise InputError(f"{name} of shape {tuple(logits.shape)} have no axis dim={dim}")
+    if logits.shape[dim] == 0:
+        raise InputError(f"{name} of shape {tuple(logits.shape)} have no classes along dim={dim}")
+    top = logits.detach().amax(dim)
+    if holds(torch.isfinite(top)):
+        return
+    row = tuple(torch.nonzero(~torch.isfinite(top))[0].tolist())
+    value = float(top[row])
+    what = "is all -inf: every class is masked" if value == -torch.inf else f"holds {value}"
+    raise InputError(f"{name} of shape {tuple(logits.shape)}: row {row} along dim={dim} {what}")
+
+
+def class_last(x: Tensor, dim: int) -> Tensor:
+    """The classes on the last axis, half types in float32."""
+    return x.movedim(dim, -1).to(torch.promote_types(x.dtype, torch.float32))
+
+
+def scale_by(
+    scores: Tensor, temperature: float | Tensor, logits: Tensor, dim: int
+) -> tuple[Tensor, Tensor | float]:
+    """scores / T (classes last) and T, broadcastable to the scores' shape without the classes."""
+    if not isinstance(temperature, Tensor):
+        if not 0 < temperature < float("inf"):
+            raise InputError(f"temperature must be positive and finite, received {temperature}")
+        return (scores, 1.0) if temperature == 1 else (scores / temperature, temperature)
+    if not holds(temperature > 0):
+        raise InputError(f"temperature must be positive, received {float(temperature.min())}")
+    if temperature.dim() == 0:
+        return scores / temperature.to(scores.dtype), temperature.to(scores.dtype)
+    if temperature.dim() != logits.dim() or temperature.shape[dim] != 1:
+        raise InputError(
+            f"temperature must be a scalar or broadcast to logits {tuple(logits.shape)} with size 1 "
+            f"along dim={dim}, received shape {tuple(temperature.shape)}"
+        )
+    last = temperature.movedim(dim, -1).to(scores.dtype)
+    return scores / last, last.squeeze(-1)
+
+
+def prepare_reference(
+    reference: float | Tensor, logits: Tensor, dim: int, scores: Tensor
+) -> Tensor | None:
+    """q with the shape of scores (classes last), or None for the unit measure."""
+    if not isinstance(reference, Tensor):
+        if not 0 < reference < float("inf"):
+            raise InputError(f"the reference measure must be positive, received {reference}")
+        return None if reference == 1 else torch.full_like(scores, reference).detach()
+    if not holds(reference > 0):
+        raise InputError(
+            "the reference measure must be positive (mask a class by a logit of -inf instead), "
+            f"received {float(reference.min())}"
+        )
+    q = reference.to(scores.dtype)
+    try:
+        if q.dim() == 1:
+            return q.expand(scores.shape)
+        return q.expand(logits.shape).movedim(dim, -1)
+    except RuntimeError:
+        raise InputError(
+            f"the reference measure must be a number, ({logits.shape[dim]},) or broadcast to logits "
+            f"{tuple(logits.shape)}, received shape {tuple(reference.shape)}"
+        ) from None

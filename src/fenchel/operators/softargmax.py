@@ -1,0 +1,232 @@
+"""f-softargmax, its value and its threshold: the public faces of the engine."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fenchel.divergences import FDivergence
+from fenchel.divergences import divergence as find
+from fenchel.operators._inputs import check_logits, class_last, prepare_reference, scale_by
+from fenchel.operators.engine import solve
+
+
+def f_softargmax(
+    logits: Tensor,
+    divergence: str | FDivergence = "kl",
+    *,
+    reference: float | Tensor = 1.0,
+    dim: int = -1,
+    temperature: float | Tensor = 1.0,
+) -> Tensor:
+    """Probabilities argmax_{p in simplex} <p, θ> - T D_f(p, q), the f-softargmax of θ / T.
+
+    p_j = q_j f*'(max(θ_j / T - τ, f'(0))) with τ the root of Σ p = 1. It is softmax for "kl", sparsemax
+    for "alpha:2" and 1.5-entmax for "alpha:1.5" with the unit reference measure. For α-divergences
+    q → c q is the same as θ → c^(α-1) θ: the size of q acts as a temperature.
+
+    Differentiable to second order in logits, reference and temperature by implicit differentiation
+    (∂p/∂θ = diag(w) - w wᵀ / Σw with w_j = q_j f*''), under `torch.func` and `torch.compile` too.
+
+    Args:
+        logits: scores θ, shape (..., V, ...), any float dtype; float16 and bfloat16 are computed in
+            float32. -inf removes a class: it gets p = 0 and does not count.
+        divergence: a name such as "kl", "js", "alpha:1.5", or an `FDivergence`.
+        reference: the measure q > 0: a number, shape (V,), or broadcastable to logits. It need not sum
+            to one; the default is the unit measure.
+        dim: the axis of the classes.
+        temperature: T > 0: a number, or a tensor broadcastable to logits with size 1 along `dim`.
+
+    Returns:
+        p, the shape and dtype of logits, summing to one along `dim`.
+
+    Raises:
+        InputError: no classes; NaN or +inf among the logits, or a row of all -inf; q or T not positive;
+            shapes that do not broadcast. Values are checked on CPU outside `torch.compile` only, since
+            elsewhere a check would stall the device: there NaN in gives NaN out.
+
+    Example:
+        >>> import torch
+        >>> f_softargmax(torch.tensor([1.0, 0.5, -2.0]), "alpha:2")
+        tensor([0.7500, 0.2500, 0.0000])
+        >>> f_softargmax(torch.tensor([0.0, 0.0]), "js", reference=torch.tensor([1.0, 3.0]))
+        tensor([0.2500, 0.7500])
+
+    Reference:
+        Roulet, Liu, Vieillard, Sander and Blondel, 2025, arXiv 2501.18537, Proposition 1 and Algorithm 1;
+        Jacobian: Blondel, Martins and Niculae, 2020, arXiv 1901.02324.
+    """
+    return _apply(logits, divergence, reference, dim, temperature)[0]
+
+
+def f_softmax(
+    logits: Tensor,
+    divergence: str | FDivergence = "kl",
+    *,
+    reference: float | Tensor = 1.0,
+    dim: int = -1,
+    temperature: float | Tensor = 1.0,
+) -> Tensor:
+    """The value max_{p in simplex} <p, θ> - T D_f(p, q): logsumexp for "kl" and T = 1.
+
+    Its gradient in θ is `f_softargmax`. For other divergences it differs from the classical value (that
+    of a Tsallis entropy, say) by a constant, which cancels in the losses. Classes at -inf do not count.
+
+    Args:
+        logits: scores θ, shape (..., V, ...).
+        divergence: a name or an `FDivergence`.
+        reference: the measure q > 0, as in `f_softargmax`.
+        dim: the axis of the classes.
+        temperature: T > 0, as in `f_softargmax`.
+
+    Returns:
+        The value in the units of the logits, their shape without `dim`, their dtype.
+
+    Raises:
+        InputError: as `f_softargmax`.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([1.0, 0.5, -2.0])
+        >>> torch.testing.assert_close(f_softmax(logits, "kl"), torch.logsumexp(logits, -1))
+        >>> round(float(f_softmax(logits, "chi2")), 4)
+        -0.7188
+
+    Reference:
+        Roulet, Liu, Vieillard, Sander and Blondel, 2025, arXiv 2501.18537, Equation 4.
+    """
+    return _apply(logits, divergence, reference, dim, temperature)[1]
+
+
+def f_threshold(
+    logits: Tensor,
+    divergence: str | FDivergence = "kl",
+    *,
+    reference: float | Tensor = 1.0,
+    dim: int = -1,
+    temperature: float | Tensor = 1.0,
+) -> Tensor:
+    """The threshold T τ, with τ the root of Σ_j q_j f*'(max(θ_j / T - τ, f'(0))) = 1.
+
+    It is the multiplier of the constraint Σ p = 1 and the analogue of logsumexp: logsumexp itself for
+    "generalized-kl", one less for "kl". Under a sparse divergence a class has p > 0 if and only if
+    θ_j > T (τ + f'(0)). Its gradient in θ is w / Σw, with w_j = q_j f*''.
+
+    Args:
+        logits: scores θ, shape (..., V, ...).
+        divergence: a name or an `FDivergence`.
+        reference: the measure q > 0, as in `f_softargmax`.
+        dim: the axis of the classes.
+        temperature: T > 0, as in `f_softargmax`.
+
+    Returns:
+        The threshold in the units of the logits, their shape without `dim`, their dtype.
+
+    Raises:
+        InputError: as `f_softargmax`.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([1.0, 0.5, -2.0])
+        >>> lse = torch.logsumexp(logits, -1)
+        >>> torch.testing.assert_close(f_threshold(logits, "generalized-kl"), lse)
+        >>> f_threshold(logits, "alpha:2")
+        tensor(1.2500)
+
+    Reference:
+        Roulet, Liu, Vieillard, Sander and Blondel, 2025, arXiv 2501.18537, Proposition 1.
+    """
+    return _apply(logits, divergence, reference, dim, temperature)[2]
+
+
+def softmax(logits: Tensor, *, dim: int = -1, temperature: float | Tensor = 1.0) -> Tensor:
+    """Softmax, p_j = exp(θ_j / T) / Σ exp(θ / T): `f_softargmax` with "kl" and the unit measure.
+
+    Args:
+        logits: scores, shape (..., V, ...).
+        dim: the axis of the classes.
+        temperature: T > 0.
+
+    Returns:
+        Probabilities, all positive, the shape and dtype of logits.
+
+    Example:
+        >>> import torch
+        >>> softmax(torch.tensor([0.0, 0.0]))
+        tensor([0.5000, 0.5000])
+
+    Reference:
+        Boltzmann, 1868; Bridle, 1990.
+    """
+    return f_softargmax(logits, "kl", dim=dim, temperature=temperature)
+
+
+def sparsemax(logits: Tensor, *, dim: int = -1, temperature: float | Tensor = 1.0) -> Tensor:
+    """Sparsemax, p_j = max(θ_j / T - τ, 0), the projection of θ / T onto the simplex.
+
+    `f_softargmax` with "alpha:2" and the unit measure.
+
+    Args:
+        logits: scores, shape (..., V, ...).
+        dim: the axis of the classes.
+        temperature: T > 0.
+
+    Returns:
+        Probabilities, many exactly zero, the shape and dtype of logits.
+
+    Example:
+        >>> import torch
+        >>> sparsemax(torch.tensor([1.0, 0.5, -2.0]))
+        tensor([0.7500, 0.2500, 0.0000])
+
+    Reference:
+        Martins and Astudillo, 2016, arXiv 1602.02068, Equation 2.
+    """
+    return f_softargmax(logits, "alpha:2", dim=dim, temperature=temperature)
+
+
+def entmax15(logits: Tensor, *, dim: int = -1, temperature: float | Tensor = 1.0) -> Tensor:
+    """1.5-entmax, p_j = max(θ_j / (2T) - τ, 0)²: `f_softargmax` with "alpha:1.5", unit measure.
+
+    Args:
+        logits: scores, shape (..., V, ...).
+        dim: the axis of the classes.
+        temperature: T > 0.
+
+    Returns:
+        Probabilities, some exactly zero, the shape and dtype of logits.
+
+    Example:
+        >>> import torch
+        >>> entmax15(torch.tensor([1.0, 0.0, -2.0]))
+        tensor([0.8307, 0.1693, 0.0000])
+
+    Reference:
+        Peters, Niculae and Martins, 2019, arXiv 1905.05702, Equation 5.
+    """
+    return f_softargmax(logits, "alpha:1.5", dim=dim, temperature=temperature)
+
+
+def _apply(
+    logits: Tensor,
+    divergence: str | FDivergence,
+    reference: float | Tensor,
+    dim: int,
+    temperature: float | Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(p, softmax_f, threshold) for the public faces above."""
+    record = find(divergence)
+    check_logits(logits, dim)
+    scores, scale = scale_by(class_last(logits, dim), temperature, logits, dim)
+    q = prepare_reference(reference, logits, dim, scores)
+    p, value, threshold, top = solve(scores, q, record)
+    if record.gauge:
+        present = torch.isfinite(scores)
+        mass = (present.to(scores.dtype) if q is None else torch.where(present, q, 0.0)).sum(-1)
+        value = value - record.gauge * mass
+    back = logits.dtype
+    return (
+        p.movedim(-1, dim).to(back),
+        (scale * (value + top)).to(back),
+        (scale * (threshold + top)).to(back),
+    )

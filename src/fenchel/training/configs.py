@@ -1,0 +1,238 @@
+"""What a user can set: one plain dataclass per concern, checked when it is made.
+
+Field names are the flags of the command line and the keys of its YAML files, and follow TRL where
+TRL has the same thing. Nothing here imports torch or transformers, so that help stays instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any, TypeVar
+
+from fenchel.errors import InputError
+
+T = TypeVar("T")
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DISTILL_LOSSES = ("divergence", "fenchel-young")
+
+DIVERGENCE_HELP = (
+    "kl, generalized-kl, reverse-kl, jeffreys, js, hellinger, chi2, neyman, or alpha:A such as "
+    "alpha:1.5"
+)
+MODEL_HELP = "model directory or Hub name"
+DATASET_HELP = (
+    "a .jsonl, .json, .parquet, .csv or .txt file, a directory of such files or of save_to_disk, "
+    "or a Hub name"
+)
+
+
+def _option(default: T, help: str) -> T:
+    return field(default=default, metadata={"help": help})
+
+
+def _check(name: str, value: Any, holds: bool, expected: str) -> None:
+    if not holds:
+        raise InputError(f"{name} must be {expected}, received {value!r}")
+
+
+def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    _check(name, value, value in choices, "one of " + ", ".join(choices))
+
+
+def _check_positive(name: str, value: float) -> None:
+    _check(name, value, 0 < value < inf, "positive and finite")
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    _check(name, value, value >= least, f"at least {least}")
+
+
+def _check_divergence(name: str) -> None:
+    from fenchel.divergences import divergence
+
+    divergence(name)
+
+
+@dataclass
+class ModelConfig:
+    """Which model is trained, and which of its parameters."""
+
+    model_name_or_path: str | None = _option(None, f"model to start from: a {MODEL_HELP}")
+    model_config: str | None = _option(
+        None,
+        "start from scratch instead: a config.json, or TYPE:key=value,... such as "
+        "llama:hidden_size=128,num_hidden_layers=4",
+    )
+    tokenizer_name_or_path: str | None = _option(
+        None, "tokenizer directory or Hub name; by default the model's own"
+    )
+    dtype: str = _option("auto", "dtype of the weights: " + ", ".join(DTYPES))
+    use_peft: bool = _option(
+        False, "train a LoRA adapter and leave the model's weights as they are"
+    )
+    lora_r: int = _option(16, "rank of the LoRA update")
+    lora_alpha: int = _option(32, "LoRA scale; the update is multiplied by lora_alpha / lora_r")
+    lora_dropout: float = _option(0.0, "dropout on the input of the LoRA layers")
+    lora_target_modules: str = _option(
+        "all-linear", "layers that get an adapter: all-linear, or names separated by commas"
+    )
+    trust_remote_code: bool = _option(False, "run Python code that comes with a Hub model")
+
+    def __post_init__(self) -> None:
+        if self.model_name_or_path is not None and self.model_config is not None:
+            raise InputError(
+                "model_name_or_path and model_config were both given "
+                f"({self.model_name_or_path!r}, {self.model_config!r}); keep the first to go on "
+                "from a model, the second to start from scratch"
+            )
+        _check_choice("dtype", self.dtype, DTYPES)
+        _check_at_least("lora_r", self.lora_r, 1)
+        _check_positive("lora_alpha", self.lora_alpha)
+        _check("lora_dropout", self.lora_dropout, 0 <= self.lora_dropout < 1, "in [0, 1)")
+
+
+@dataclass
+class DataConfig:
+    """Which rows are trained on, and how they become tokens."""
+
+    dataset_name: str | None = _option(None, DATASET_HELP)
+    dataset_config: str | None = _option(None, "configuration of a Hub data set that has several")
+    dataset_train_split: str = _option("train", "split to train on; a single file is train")
+    dataset_test_split: str | None = _option(
+        None, "split to evaluate on during training; off if unset"
+    )
+    streaming: bool = _option(False, "read rows as they are needed; wants --max_steps")
+    max_length: int = _option(1024, "longest sequence, in tokens")
+    packing: bool = _option(False, "put several documents into one row; none sees another")
+    completion_only_loss: bool | None = _option(
+        None, "loss on completions or assistant turns only; by default where the data has them"
+    )
+    truncation: bool = _option(
+        False, "cut longer completions and chats at max_length, which otherwise are an error"
+    )
+    text_column: str = _option("text", "column of plain documents, cut into windows of max_length")
+
+    def __post_init__(self) -> None:
+        _check_at_least("max_length", self.max_length, 2)
+
+
+@dataclass
+class SFTConfig:
+    """Fenchel-Young loss of the tokens that are in the data."""
+
+    divergence: str = _option("kl", f"f-divergence of the loss: {DIVERGENCE_HELP}")
+    temperature: float = _option(1.0, "divides the logits in the loss")
+    label_smoothing: float = _option(0.0, "share of the target spread evenly over the vocabulary")
+
+    def __post_init__(self) -> None:
+        _check_divergence(self.divergence)
+        _check_positive("temperature", self.temperature)
+        _check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
+
+
+@dataclass
+class DistillConfig:
+    """Loss of the student against the teacher's next-token probabilities."""
+
+    teacher_model_name_or_path: str | None = _option(
+        None, f"teacher: a {MODEL_HELP} with the student's vocabulary"
+    )
+    divergence: str = _option("kl", f"f-divergence of the loss: {DIVERGENCE_HELP}")
+    loss: str = _option(
+        "divergence",
+        "divergence: D_f(teacher || student) of softmax probabilities; fenchel-young: the "
+        "Fenchel-Young loss of the teacher's probabilities, for a student decoded by softargmax_f",
+    )
+    temperature: float = _option(1.0, "divides the logits of both models in the loss")
+    hard_label_weight: float = _option(
+        0.0, "weight of the loss on the data's own tokens; the teacher's has 1 minus it"
+    )
+
+    def __post_init__(self) -> None:
+        _check_divergence(self.divergence)
+        _check_choice("loss", self.loss, DISTILL_LOSSES)
+        _check_positive("temperature", self.temperature)
+        weight = self.hard_label_weight
+        _check("hard_label_weight", weight, 0 <= weight <= 1, "in [0, 1]")
+
+
+@dataclass
+class GenerateConfig:
+    """Sampling from a model with the probabilities it was trained for."""
+
+    model_name_or_path: str = field(metadata={"help": MODEL_HELP})
+    prompt: list[str] = field(metadata={"help": "one or more texts to continue"})
+    divergence: str = _option("kl", f"f-divergence the model was trained with: {DIVERGENCE_HELP}")
+    temperature: float = _option(1.0, "divides the logits")
+    max_new_tokens: int = _option(128, "longest continuation, in tokens")
+    do_sample: bool = _option(True, "sample; false takes the most likely token each time")
+    top_k: int | None = _option(None, "sample among the k most likely tokens only")
+    top_p: float | None = _option(
+        None, "sample among the likeliest tokens of this total probability"
+    )
+    num_return_sequences: int = _option(1, "continuations per prompt")
+    seed: int = _option(0, "seed of the sampling")
+
+    def __post_init__(self) -> None:
+        _check("prompt", self.prompt, len(self.prompt) > 0, "at least one text")
+        _check_divergence(self.divergence)
+        _check_positive("temperature", self.temperature)
+        _check_at_least("max_new_tokens", self.max_new_tokens, 1)
+        if self.top_k is not None:
+            _check_at_least("top_k", self.top_k, 1)
+        if self.top_p is not None:
+            _check("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]")
+        _check_at_least("num_return_sequences", self.num_return_sequences, 1)
+        if self.num_return_sequences > 1 and not self.do_sample:
+            raise InputError(
+                f"num_return_sequences is {self.num_return_sequences} but do_sample is off, so all "
+                "would be the same; turn do_sample on or ask for one"
+            )
+        _check_at_least("seed", self.seed, 0)
+
+
+@dataclass
+class EvaluateConfig:
+    """How well a model predicts held-out text, alone and against a teacher."""
+
+    model_name_or_path: str = field(metadata={"help": MODEL_HELP})
+    dataset_name: str = field(metadata={"help": DATASET_HELP})
+    dataset_config: str | None = _option(None, "configuration of a Hub data set that has several")
+    dataset_split: str = _option("train", "split to evaluate on; a single file is train")
+    teacher_model_name_or_path: str | None = _option(
+        None, f"also compare with this teacher: a {MODEL_HELP} with the same vocabulary"
+    )
+    divergence: str = _option("kl", f"f-divergence the model was trained with: {DIVERGENCE_HELP}")
+    max_length: int = _option(1024, "longest sequence, in tokens")
+    batch_size: int = _option(8, "sequences per forward pass")
+    completion_only_loss: bool | None = _option(
+        None, "measure completions or assistant turns only; by default where the data has them"
+    )
+    truncation: bool = _option(
+        False, "cut longer completions and chats at max_length, which otherwise are an error"
+    )
+    text_column: str = _option("text", "column of plain documents, cut into windows of max_length")
+    output: str | None = _option(None, "also write the figures to this JSON file")
+
+    def __post_init__(self) -> None:
+        _check_divergence(self.divergence)
+        _check_at_least("max_length", self.max_length, 2)
+        _check_at_least("batch_size", self.batch_size, 1)
+
+
+@dataclass
+class DemoConfig:
+    """The demonstration: a teacher and its students, trained here from real text."""
+
+    out: str = _option("fenchel-demo", "directory of the run and its report.html")
+    seed: int = _option(0, "first seed")
+    seeds: int = _option(1, "number of seeds; the report shows the spread over them")
+    quick: bool = _option(False, "a smaller run of about a minute")
+    overwrite: bool = _option(False, "start again even if the directory holds a finished run")
+
+    def __post_init__(self) -> None:
+        _check_at_least("seed", self.seed, 0)
+        _check_at_least("seeds", self.seeds, 1)

@@ -1,0 +1,30 @@
+"""Supervised fine-tuning and pretraining: the Fenchel-Young loss of the data's own tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fenchel.losses import fenchel_young_loss
+from fenchel.training.configs import SFTConfig
+from fenchel.training.objectives.predictions import scores_at, targets_of
+
+
+@dataclass(frozen=True)
+class SupervisedFineTuning:
+    """-log-likelihood and its generalisations: softmax_f(θ) - θ_y + constant, token by token."""
+
+    config: SFTConfig
+
+    def __call__(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        mask, targets = targets_of(batch)
+        return fenchel_young_loss(
+            scores_at(model, batch, mask),
+            targets,
+            self.config.divergence,
+            temperature=self.config.temperature,
+            label_smoothing=self.config.label_smoothing,
+            reduction="none",
+        )

@@ -1,0 +1,214 @@
+"""The verbs: from configurations to a saved model, a text or a table of figures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch.utils.data import DataLoader
+
+from fenchel.errors import InputError
+from fenchel.training import data, packing, tokenization
+from fenchel.training.configs import (
+    DataConfig,
+    DistillConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    ModelConfig,
+    SFTConfig,
+)
+from fenchel.training.evaluation import evaluate_model
+from fenchel.training.generation import sample
+from fenchel.training.models import (
+    check_length,
+    check_same_vocabulary,
+    load_model,
+    load_tokenizer,
+    prepare,
+)
+from fenchel.training.objectives import Distillation, SupervisedFineTuning
+from fenchel.training.trainer import FenchelTrainer, Objective
+
+
+def sft(
+    model: ModelConfig, data_config: DataConfig, objective: SFTConfig, arguments: dict[str, Any]
+) -> Path:
+    """Fine-tune `model` with the Fenchel-Young loss; returns the directory of the trained model."""
+    settings = training_arguments(arguments)
+    network, tokenizer = prepare(model)
+    return _train(network, tokenizer, data_config, SupervisedFineTuning(objective), settings)
+
+
+def pretrain(
+    model: ModelConfig, data_config: DataConfig, objective: SFTConfig, arguments: dict[str, Any]
+) -> Path:
+    """The same on plain text; whole documents are learnt, whatever other columns say."""
+    if data_config.completion_only_loss:
+        raise InputError("pretrain learns whole documents; use sft for completion_only_loss")
+    return sft(model, data_config, objective, arguments)
+
+
+def distill(
+    model: ModelConfig, data_config: DataConfig, objective: DistillConfig, arguments: dict[str, Any]
+) -> Path:
+    """Train `model` towards the teacher's next-token distribution on the data's sequences."""
+    if objective.teacher_model_name_or_path is None:
+        raise InputError("distill needs a teacher; pass --teacher_model_name_or_path")
+    settings = training_arguments(arguments)
+    network, tokenizer = prepare(model)
+    teacher = load_model(
+        objective.teacher_model_name_or_path, trust_remote_code=model.trust_remote_code
+    )
+    check_same_vocabulary(network, teacher)
+    check_length(teacher, data_config.max_length, "max_length")
+    teacher.requires_grad_(False).eval().to(settings.device)
+    return _train(network, tokenizer, data_config, Distillation(teacher, objective), settings)
+
+
+def generate(config: GenerateConfig) -> list[str]:
+    """Each prompt with its continuations, sampled by f-softargmax."""
+    model = load_model(config.model_name_or_path).eval()
+    tokenizer = load_tokenizer(config.model_name_or_path)
+    for prompt in config.prompt:
+        length = len(tokenizer(prompt)["input_ids"]) + config.max_new_tokens
+        check_length(model, length, "the prompt with max_new_tokens")
+    continuations = sample(
+        model,
+        tokenizer,
+        config.prompt,
+        divergence=config.divergence,
+        temperature=config.temperature,
+        seed=config.seed,
+        max_new_tokens=config.max_new_tokens,
+        do_sample=config.do_sample,
+        top_k=config.top_k or 0,
+        top_p=config.top_p or 1.0,
+        num_return_sequences=config.num_return_sequences,
+    )
+    prompts = [prompt for prompt in config.prompt for _ in range(config.num_return_sequences)]
+    return [prompt + text for prompt, text in zip(prompts, continuations, strict=True)]
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, float]:
+    """Figures of a model on held-out text; see `fenchel.training.evaluation.evaluate_model`."""
+    model = load_model(config.model_name_or_path)
+    tokenizer = load_tokenizer(config.model_name_or_path)
+    check_length(model, config.max_length, "max_length")
+    teacher = None
+    if config.teacher_model_name_or_path is not None:
+        teacher = load_model(config.teacher_model_name_or_path).eval()
+        check_same_vocabulary(model, teacher)
+        check_length(teacher, config.max_length, "max_length")
+    rows = data.load(config.dataset_name, config=config.dataset_config, split=config.dataset_split)
+    how = DataConfig(
+        max_length=config.max_length,
+        completion_only_loss=config.completion_only_loss,
+        truncation=config.truncation,
+        text_column=config.text_column,
+    )
+    batches = DataLoader(
+        tokenization.tokenize(rows, tokenizer, how),
+        batch_size=config.batch_size,
+        collate_fn=packing.Collator(tokenizer.pad_token_id),
+    )
+    return evaluate_model(model, tokenizer, batches, divergence=config.divergence, teacher=teacher)
+
+
+def training_arguments(arguments: dict[str, Any]) -> transformers.TrainingArguments:
+    """`TrainingArguments` with what every objective here needs; its complaints as `InputError`."""
+    output = Path(arguments.get("output_dir") or "")
+    if not arguments.get("output_dir"):
+        raise InputError(
+            "no output_dir; pass --output_dir with the directory to write the model to"
+        )
+    _check_writable(output)
+    if not arguments.get("resume_from_checkpoint"):
+        _check_unused(output)
+    try:
+        return transformers.TrainingArguments(
+            **{"report_to": "none", "logging_steps": 10, **arguments},
+            remove_unused_columns=False,
+            prediction_loss_only=True,
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+
+
+def _train(
+    model: Any,
+    tokenizer: Any,
+    config: DataConfig,
+    objective: Objective,
+    settings: transformers.TrainingArguments,
+) -> Path:
+    check_length(model, config.max_length, "max_length")
+    if config.dataset_name is None:
+        raise InputError("no data; pass --dataset_name with a file, a directory or a Hub name")
+    splits = {"train": config.dataset_train_split, "test": config.dataset_test_split}
+    rows: dict[str, Any] = {}
+    for role, split in splits.items():
+        if split is None:
+            continue
+        raw = data.load(
+            config.dataset_name,
+            config=config.dataset_config,
+            split=split,
+            streaming=config.streaming,
+        )
+        tokens = tokenization.tokenize(raw, tokenizer, config)
+        rows[role] = packing.pack(tokens, config.max_length) if config.packing else tokens
+    if config.streaming and settings.max_steps <= 0:
+        raise InputError("a streamed data set has no known length; pass --max_steps")
+    trainer = FenchelTrainer(
+        objective=objective,
+        model=model,
+        args=settings,
+        train_dataset=rows["train"],
+        eval_dataset=rows.get("test"),
+        data_collator=packing.Collator(tokenizer.pad_token_id),
+        processing_class=tokenizer,
+    )
+    trainer.train(resume_from_checkpoint=_checkpoint(settings))
+    trainer.save_model()
+    trainer.save_state()
+    return Path(str(settings.output_dir))
+
+
+def _checkpoint(settings: transformers.TrainingArguments) -> str | None:
+    """The checkpoint to go on from, checked before anything is written."""
+    wanted: Any = settings.resume_from_checkpoint
+    if not wanted:
+        return None
+    if wanted is True:
+        newest = transformers.trainer_utils.get_last_checkpoint(str(settings.output_dir))
+        if newest is None:
+            raise InputError(f"nothing to resume: {str(settings.output_dir)!r} has no checkpoint")
+        return str(newest)
+    if not (Path(wanted) / "trainer_state.json").is_file():
+        raise InputError(f"{wanted!r} is not a checkpoint: it has no trainer_state.json")
+    return str(wanted)
+
+
+def _check_writable(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise InputError(f"output_dir {str(output)!r} is a file; name a directory")
+    parent = output
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"output_dir {str(output)!r}: no permission to write in {str(parent)!r}")
+
+
+def _check_unused(output: Path) -> None:
+    """Raise `InputError` rather than write over a model or mix two runs' checkpoints."""
+    if not output.is_dir():
+        return
+    marks = [m for m in ("config.json", "adapter_config.json") if (output / m).exists()]
+    marks += sorted(path.name for path in output.glob("checkpoint-*"))
+    if marks:
+        raise InputError(
+            f"output_dir {str(output)!r} holds a model already ({marks[0]}); name another directory, or "
+            "pass --resume_from_checkpoint to go on with it"
+        )
