@@ -195,13 +195,9 @@ def solve_mp(name: str, theta: list[float], q: list[float], digits: int = 50) ->
         low, high = top - mp.mpf(10) ** 9, top + mp.mpf(10) ** 9
         for _ in range(int(digits * 3.4) + 40):
             tau = (low + high) / 2
-            total = mp.fsum(
-                w * conjugate_derivative(x - tau) for w, x in zip(measure, scores, strict=True)
-            )
+            total = mp.fsum(w * conjugate_derivative(x - tau) for w, x in zip(measure, scores, strict=True))
             low, high = (tau, high) if total > 1 else (low, tau)
-        return [
-            float(w * conjugate_derivative(x - high)) for w, x in zip(measure, scores, strict=True)
-        ]
+        return [float(w * conjugate_derivative(x - high)) for w, x in zip(measure, scores, strict=True)]
 
 
 def sparse_closed_form(alpha: float, theta: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -214,6 +210,4 @@ def sparse_closed_form(alpha: float, theta: np.ndarray, q: np.ndarray) -> np.nda
     else:
         base = (first + np.sqrt(np.maximum(first**2 - mass * (second - 1), 0))) / mass
     support = np.nonzero(base > h)[0][-1]
-    return q * np.maximum(base[support] - (theta.max() - theta) * (alpha - 1), 0) ** (
-        1 / (alpha - 1)
-    )
+    return q * np.maximum(base[support] - (theta.max() - theta) * (alpha - 1), 0) ** (1 / (alpha - 1))

@@ -108,11 +108,7 @@ def violation(module: str, imported: Import) -> str | None:
         home = HOME[library]
         if package != home and not (imported.lazy and package in LAZY_GUESTS[home]):
             return f"{library} belongs to fenchel.{home}"
-    elif (
-        package in TORCH_ONLY
-        and not imported.lazy
-        and library not in sys.stdlib_module_names | {"torch"}
-    ):
+    elif package in TORCH_ONLY and not imported.lazy and library not in sys.stdlib_module_names | {"torch"}:
         return f"module-level import of {library}; here torch is the only dependency"
     return None
 
@@ -138,9 +134,7 @@ def docstring_gaps(name: str, value: object) -> list[str]:
     text = value.__doc__ or ""
     if not text.strip():
         return [f"{name}: no docstring"]
-    if isinstance(value, ModuleType) or (
-        inspect.isclass(value) and issubclass(value, BaseException)
-    ):
+    if isinstance(value, ModuleType) or (inspect.isclass(value) and issubclass(value, BaseException)):
         return []
     wanted = {"a doctest": r">>> ", "Args:": r"(Args|Attributes):$"}
     if not inspect.isclass(value):

@@ -100,15 +100,11 @@ def _clean(x: float) -> float:
     return float(round(x)) if abs(x - round(x)) < 1e-12 else x
 
 
-def _inverse(
-    derivative: Elementwise, derivative_at_zero: float
-) -> Callable[[Tensor, Tensor], Tensor]:
+def _inverse(derivative: Elementwise, derivative_at_zero: float) -> Callable[[Tensor, Tensor], Tensor]:
     """(u, gap) → the x with f'(x) = f'(u) - gap, by bisection in log x, computed in float64."""
 
     def shift(u: Tensor, gap: Tensor) -> Tensor:
-        value = (derivative(u.double()) - gap.double()).expand(
-            torch.broadcast_shapes(u.shape, gap.shape)
-        )
+        value = (derivative(u.double()) - gap.double()).expand(torch.broadcast_shapes(u.shape, gap.shape))
         low = torch.full_like(value, -_LOG_RANGE)
         high = -low
         for _ in range(62):
@@ -140,9 +136,7 @@ def _check_generator(name: str, f: Elementwise) -> None:
         raise InputError(f"divergence {name!r}: f({at:g}) is {float(f(u)[~finite][0])}, not finite")
     at_one = float(f(torch.ones((), dtype=torch.float64)))
     if abs(at_one) > 1e-9:
-        raise InputError(
-            f"divergence {name!r}: f(1) must be 0, received {at_one:g}; subtract it from f"
-        )
+        raise InputError(f"divergence {name!r}: f(1) must be 0, received {at_one:g}; subtract it from f")
     rising = slope_of(f)(u).diff() > 0
     if not bool(rising.all()):
         at = float(u[:-1][~rising][0])

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from fenchel import _derive
+from fenchel._checks import looked
 from fenchel.errors import InputError, nearest
 
 Elementwise = Callable[[Tensor], Tensor]
@@ -120,6 +121,8 @@ class FDivergence:
         q = 0 adds p times the slope at infinity.
         """
         inside = torch.isfinite(log_p) & torch.isfinite(log_q)
+        if looked(inside):
+            return self.perspective(log_p, log_q).sum(dim)
         zero = torch.zeros((), dtype=log_p.dtype, device=log_p.device)
         value = self.perspective(torch.where(inside, log_p, zero), torch.where(inside, log_q, zero))
         p, q = log_p.exp(), log_q.exp()
@@ -208,21 +211,23 @@ def _power(
         drop = torch.where(gap == 0, torch.zeros_like(drop), drop)  # u^-k may be inf
         return u * torch.exp(torch.log1p(-drop.clamp_max(1)) / k)
 
-    def weighted_power_log(exponent: float, x: Tensor, log_weight: Tensor) -> Tensor:
-        """e^log_weight (e^(exponent x) - 1) / exponent, finite wherever the product is."""
+    def weighted_power_log(exponent: float, x: Tensor, weight: Tensor, log_weight: Tensor) -> Tensor:
+        """weight (e^(exponent x) - 1) / exponent, finite wherever the product is."""
         if exponent == 0:
-            return log_weight.exp() * x
+            return weight * x
         y = exponent * x
-        near = log_weight.exp() * torch.expm1(y.clamp_max(1))
-        return torch.where(y < 1, near, (log_weight + y).exp() - log_weight.exp()) / exponent
+        near = weight * torch.expm1(y.clamp_max(1))
+        return torch.where(y < 1, near, (log_weight + y).exp() - weight) / exponent
 
     def perspective(log_p: Tensor, log_q: Tensor) -> Tensor:
         p, q, x = log_p.exp(), log_q.exp(), log_p - log_q
+        if a == 1 and tilt == scale:
+            return scale * p * x
         if a < 0.5:
-            value = (weighted_power_log(a, x, log_q) - (p - q)) / k
+            value = (weighted_power_log(a, x, q, log_q) - (p - q)) / k
         else:
-            value = (weighted_power_log(k, x, log_p) - p + q) / a
-        return scale * value + tilt * (p - q)
+            value = (weighted_power_log(k, x, p, log_p) - p + q) / a
+        return scale * value if tilt == 0 else scale * value + tilt * (p - q)
 
     return FDivergence(
         name,
@@ -344,9 +349,7 @@ def _table() -> dict[str, FDivergence]:
     rows = [
         _power("kl", 1, tilt=1, formula="u ln u", ref="Kullback and Leibler, 1951; " + _ALI_SILVEY),
         _power("generalized-kl", 1, formula="u ln u - u + 1", ref="Csiszár, 1967"),
-        _power(
-            "reverse-kl", 0, formula="u - 1 - ln u", ref="Kullback and Leibler, 1951; " + _ROULET
-        ),
+        _power("reverse-kl", 0, formula="u - 1 - ln u", ref="Kullback and Leibler, 1951; " + _ROULET),
         _jeffreys(),
         _jensen_shannon(),
         _power(
@@ -391,9 +394,7 @@ def divergence(name: str | FDivergence) -> FDivergence:
     if isinstance(name, FDivergence):
         return name
     if not isinstance(name, str):
-        raise InputError(
-            f"a divergence is a name or an FDivergence record, received {type(name).__name__}"
-        )
+        raise InputError(f"a divergence is a name or an FDivergence record, received {type(name).__name__}")
     if name in TABLE:
         return TABLE[name]
     family, _, order = name.partition(":")

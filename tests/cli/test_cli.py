@@ -80,9 +80,7 @@ def fail(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def in_python(code: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
 class TestHelp:
@@ -210,9 +208,7 @@ class TestParsing:
         argv = ["--model_name_or_path", "m", "--prompt", "a b", "-- c-d", "--top_k", "3"]
         assert main(["generate", *argv, "--do_sample", "False"]) == 0
         assert library.received == (
-            GenerateConfig(
-                model_name_or_path="m", prompt=["a b", "-- c-d"], top_k=3, do_sample=False
-            ),
+            GenerateConfig(model_name_or_path="m", prompt=["a b", "-- c-d"], top_k=3, do_sample=False),
         )
         assert capsys.readouterr().out == "one\n\ntwo\n"
 
@@ -221,9 +217,7 @@ class TestParsing:
         assert main(["generate", "--config", str(tmp_path / "g.yaml")]) == 0
         assert library.received[0].prompt == ["once"]
 
-    def test_evaluate(
-        self, library: Library, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_evaluate(self, library: Library, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         output = tmp_path / "figures.json"
         argv = ["--model_name_or_path", "m", "--dataset_name", "d", "--output", str(output)]
         assert main(["evaluate", *argv]) == 0
@@ -232,9 +226,7 @@ class TestParsing:
         assert "bits per byte" in capsys.readouterr().out
         assert list(tmp_path.iterdir()) == [output]
 
-    def test_demo(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_demo(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         import fenchel.reproductions
 
         seen: list[DemoConfig] = []
@@ -315,9 +307,7 @@ class TestBadInput:
             ("seed: !!python/name:os.system x", "line 1: not valid YAML"),
         ],
     )
-    def test_config_file(
-        self, yaml: str, said: str, fail: Any, tmp_path: Path, library: Library
-    ) -> None:
+    def test_config_file(self, yaml: str, said: str, fail: Any, tmp_path: Path, library: Library) -> None:
         path = tmp_path / "run.yaml"
         path.write_text(yaml)
         message = fail(*SFT, "--config", str(path))
@@ -387,9 +377,7 @@ class TestFailures:
             ),
         ],
     )
-    def test_that_the_user_can_mend(
-        self, error: Exception, said: str, fail: Any, library: Library
-    ) -> None:
+    def test_that_the_user_can_mend(self, error: Exception, said: str, fail: Any, library: Library) -> None:
         library.error = error
         message = fail(*SFT)
         assert message.startswith("fenchel: error: ")
@@ -401,9 +389,7 @@ class TestFailures:
             "fenchel: unexpected error: ZeroDivisionError: division by zero (--debug shows where)\n"
         )
 
-    def test_a_module_of_ours_that_is_missing_is_no_missing_extra(
-        self, fail: Any, library: Library
-    ) -> None:
+    def test_a_module_of_ours_that_is_missing_is_no_missing_extra(self, fail: Any, library: Library) -> None:
         library.error = ModuleNotFoundError("no fenchel.x", name="fenchel.x")
         assert "unexpected error" in fail(*SFT, code=1)
 

@@ -50,10 +50,7 @@ def test_conjugate_is_a_supremum(name: str) -> None:
     brute = (u * v.unsqueeze(-1) - record.f(u)).amax(-1)
     brute = torch.maximum(brute, torch.full_like(brute, -record.at_zero))
     torch.testing.assert_close(record.conjugate(v), brute, rtol=1e-5, atol=1e-5)
-    assert (
-        torch.isinf(record.conjugate(torch.tensor([record.slope + 1]))).all()
-        or record.slope == math.inf
-    )
+    assert torch.isinf(record.conjugate(torch.tensor([record.slope + 1]))).all() or record.slope == math.inf
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -126,9 +123,7 @@ def test_a_field_that_contradicts_f_is_refused() -> None:
 
 
 def test_names() -> None:
-    with pytest.raises(
-        InputError, match=r"unknown divergence 'helinger' \(did you mean 'hellinger'\?\)"
-    ):
+    with pytest.raises(InputError, match=r"unknown divergence 'helinger' \(did you mean 'hellinger'\?\)"):
         divergence("helinger")
     for bad in ("alpha:", "alpha:x", "alpha:nan", "alpha:inf"):
         with pytest.raises(InputError, match="alpha must be a finite number"):
@@ -141,9 +136,7 @@ probabilities = st.lists(st.floats(0, 1), min_size=2, max_size=6).filter(lambda 
 
 
 @given(probabilities, st.randoms(use_true_random=False), st.sampled_from(NAMES))
-def test_divergence_is_nonnegative_and_zero_at_equality(
-    p: list[float], random: object, name: str
-) -> None:
+def test_divergence_is_nonnegative_and_zero_at_equality(p: list[float], random: object, name: str) -> None:
     q = [random.random() + 1e-3 for _ in p]  # type: ignore[attr-defined]
     a = torch.tensor(p, dtype=torch.float64) / sum(p)
     b = torch.tensor(q, dtype=torch.float64) / sum(q)
@@ -180,9 +173,7 @@ def test_log_probabilities_that_underflow(name: str) -> None:
     else:
         twin = name
     expected = (q * oracles.f(name, p / q)).sum()
-    assert float(divergence(twin).from_log_probs(log_p, log_q)) == pytest.approx(
-        float(expected), rel=1e-12
-    )
+    assert float(divergence(twin).from_log_probs(log_p, log_q)) == pytest.approx(float(expected), rel=1e-12)
 
 
 def test_nan_is_not_hidden() -> None:

@@ -62,26 +62,18 @@ def test_kl_is_cross_entropy(
     (mine,) = torch.autograd.grad(ours.sum(), a)
     (other,) = torch.autograd.grad(theirs.sum(), b)
     torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
-    moved = (
-        fenchel_young_loss(logits.movedim(-1, 1), target, dim=1, **options)
-        if len(shape) > 1
-        else ours
-    )
+    moved = fenchel_young_loss(logits.movedim(-1, 1), target, dim=1, **options) if len(shape) > 1 else ours
     torch.testing.assert_close(moved, ours, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_soft_targets_differ_from_cross_entropy_by_a_constant(
-    weighted: bool, smoothing: float
-) -> None:
+def test_soft_targets_differ_from_cross_entropy_by_a_constant(weighted: bool, smoothing: float) -> None:
     logits, target = scores(4, 6).requires_grad_(), scores(4, 6).softmax(-1)
     weight = torch.rand(6, dtype=torch.float64) + 0.1 if weighted else None
     ours = fenchel_young_loss(logits, target, weight=weight, label_smoothing=smoothing)
     theirs = F.cross_entropy(logits, target, weight=weight, label_smoothing=smoothing)
-    for a, b in zip(
-        torch.autograd.grad(ours, logits), torch.autograd.grad(theirs, logits), strict=True
-    ):
+    for a, b in zip(torch.autograd.grad(ours, logits), torch.autograd.grad(theirs, logits), strict=True):
         torch.testing.assert_close(a, b)
     if not weighted and not smoothing:
         torch.testing.assert_close(ours, theirs + (target * target.log()).sum(-1).mean())
@@ -274,9 +266,7 @@ def test_distillation_is_the_divergence_of_the_softmaxes(divergence: str) -> Non
 @pytest.mark.parametrize("divergence", NAMES)
 def test_distillation_gradients(divergence: str) -> None:
     student, teacher = scores(2, 5).requires_grad_(), scores(2, 5).requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda s, t: distillation_loss(s, t, divergence), (student, teacher)
-    )
+    assert torch.autograd.gradcheck(lambda s, t: distillation_loss(s, t, divergence), (student, teacher))
 
 
 def test_distillation_against_kl_div() -> None:

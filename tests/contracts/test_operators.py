@@ -53,9 +53,7 @@ def test_jacobian_is_the_stated_one(divergence: str) -> None:
     p = f_softargmax(logits, record, reference=q)
     w = torch.where(p > 0, q * record.conjugate_second_derivative(logits - tau), 0.0)
     expected = w.diag() - torch.outer(w, w) / w.sum()
-    received = torch.autograd.functional.jacobian(
-        lambda x: f_softargmax(x, record, reference=q), logits
-    )
+    received = torch.autograd.functional.jacobian(lambda x: f_softargmax(x, record, reference=q), logits)
     torch.testing.assert_close(received, expected, rtol=1e-7, atol=1e-9)
 
 
@@ -71,9 +69,7 @@ def test_torch_func(divergence: str) -> None:
     gradient = torch.func.vmap(torch.func.grad(value))(x, q)
     torch.testing.assert_close(gradient, p)
     hessian = torch.func.vmap(torch.func.hessian(value))(x, q)
-    jacobian = torch.func.vmap(
-        torch.func.jacrev(lambda r, m: f_softargmax(r, divergence, reference=m))
-    )(x, q)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda r, m: f_softargmax(r, divergence, reference=m)))(x, q)
     torch.testing.assert_close(hessian, jacobian, rtol=1e-10, atol=1e-12)
     shared = torch.func.vmap(value, in_dims=(0, None))(x, q[0])
     torch.testing.assert_close(shared, f_softmax(x, divergence, reference=q[0]))
@@ -131,18 +127,14 @@ def test_optimality(row: list[float], divergence: str, data: st.DataObject) -> N
     if record.is_sparse:
         assert (x[p == 0] - tau <= record.derivative_at_zero + 1e-9 * (1 + x.abs().max())).all()
     attained = (p * x).sum() - fenchel.f_divergence(p, q, record)
-    assert float(value) == pytest.approx(
-        float(attained), rel=1e-9, abs=1e-9 * (1 + float(x.abs().max()))
-    )
+    assert float(value) == pytest.approx(float(attained), rel=1e-9, abs=1e-9 * (1 + float(x.abs().max())))
 
 
 @given(rows, st.sampled_from(NAMES), finite)
 def test_shift_and_permutation(row: list[float], divergence: str, shift: float) -> None:
     x = torch.tensor(row, dtype=torch.float64)
     p = f_softargmax(x, divergence)
-    torch.testing.assert_close(
-        f_softargmax(x.flip(0), divergence), p.flip(0), rtol=1e-9, atol=1e-12
-    )
+    torch.testing.assert_close(f_softargmax(x.flip(0), divergence), p.flip(0), rtol=1e-9, atol=1e-12)
     moved = torch.tensor([a + shift for a in row], dtype=torch.float64)
     torch.testing.assert_close(f_softargmax(moved, divergence), p, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(
@@ -195,9 +187,7 @@ def test_rows_do_not_see_each_other(divergence: str) -> None:
     x = torch.cat([scores(2, 8), scores(2, 8, scale=1e4), torch.zeros(1, 8).double()])
     together = f_softargmax(x, divergence)
     for i, row in enumerate(x):
-        torch.testing.assert_close(
-            together[i], f_softargmax(row, divergence), rtol=1e-12, atol=1e-14
-        )
+        torch.testing.assert_close(together[i], f_softargmax(row, divergence), rtol=1e-12, atol=1e-14)
 
 
 # --- edges -----------------------------------------------------------------------------------
@@ -235,9 +225,7 @@ def test_huge_scores(divergence: str, dtype: torch.dtype, size: float) -> None:
 
 @pytest.mark.parametrize("divergence", ALL)
 def test_ties_and_single_classes(divergence: str) -> None:
-    torch.testing.assert_close(
-        f_softargmax(torch.zeros(2, 7), divergence), torch.full((2, 7), 1 / 7)
-    )
+    torch.testing.assert_close(f_softargmax(torch.zeros(2, 7), divergence), torch.full((2, 7), 1 / 7))
     assert torch.equal(f_softargmax(torch.tensor([[3.0]]), divergence), torch.ones(1, 1))
     q = torch.tensor([1.0, 2.0, 3.0])
     torch.testing.assert_close(f_softargmax(torch.zeros(3), divergence, reference=q), q / 6)
@@ -247,9 +235,7 @@ def test_ties_and_single_classes(divergence: str) -> None:
 def test_sparse_records_give_exact_zeros(divergence: str) -> None:
     p = f_softargmax(torch.randn(20, 500) * 20, divergence)
     assert (p == 0).float().mean() > 0.9
-    below = torch.tensor(
-        [0.0, -fenchel.divergence(divergence).conjugate(torch.tensor(0.0)).item() - 40]
-    )
+    below = torch.tensor([0.0, -fenchel.divergence(divergence).conjugate(torch.tensor(0.0)).item() - 40])
     assert f_softargmax(below, divergence)[1] == 0
 
 

@@ -121,9 +121,7 @@ def test_fixed_number_of_steps_is_enough(name: str, monkeypatch: pytest.MonkeyPa
     scores, measure = torch.tensor(theta), torch.tensor(q)
     looked = fenchel.f_softargmax(scores, name, reference=measure)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    blind, _, _ = find_root(
-        scores.amax(-1, keepdim=True) - scores, measure, fenchel.divergence(name)
-    )
+    blind, _, _ = find_root(scores.amax(-1, keepdim=True) - scores, measure, fenchel.divergence(name))
     torch.testing.assert_close(blind, looked, rtol=1e-11, atol=1e-15)
 
 
@@ -142,9 +140,7 @@ def test_half_types_are_computed_in_float32(name: str, dtype: torch.dtype) -> No
 def test_sorted_closed_form(alpha: float, measure: str) -> None:
     for scale in SCALES:
         theta, q = problem(50, measure, scale)
-        received = fenchel.f_softargmax(
-            torch.tensor(theta), f"alpha:{alpha}", reference=torch.tensor(q)
-        )
+        received = fenchel.f_softargmax(torch.tensor(theta), f"alpha:{alpha}", reference=torch.tensor(q))
         np.testing.assert_allclose(
             received.numpy(), oracles.sparse_closed_form(alpha, theta, q), rtol=1e-9, atol=1e-9
         )

@@ -14,12 +14,8 @@ optimize = pytest.importorskip("scipy.optimize")
 
 def test_softmax_is_torch_softmax() -> None:
     logits = torch.randn(5, 40, dtype=torch.float64) * 5
-    torch.testing.assert_close(
-        fenchel.softmax(logits), torch.softmax(logits, -1), rtol=1e-14, atol=0
-    )
-    torch.testing.assert_close(
-        fenchel.f_softmax(logits), torch.logsumexp(logits, -1), rtol=1e-14, atol=0
-    )
+    torch.testing.assert_close(fenchel.softmax(logits), torch.softmax(logits, -1), rtol=1e-14, atol=0)
+    torch.testing.assert_close(fenchel.f_softmax(logits), torch.logsumexp(logits, -1), rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
@@ -39,9 +35,7 @@ def test_entmax_package(scale: float) -> None:
         torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "name, theirs", [("alpha:2", "sparsemax_loss"), ("alpha:1.5", "entmax15_loss")]
-)
+@pytest.mark.parametrize("name, theirs", [("alpha:2", "sparsemax_loss"), ("alpha:1.5", "entmax15_loss")])
 def test_entmax_losses(name: str, theirs: str) -> None:
     logits = torch.randn(9, 50, dtype=torch.float64) * 3
     target = torch.randint(0, 50, (9,))

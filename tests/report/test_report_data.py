@@ -127,8 +127,6 @@ def test_terminal_and_page_agree_on_colours(results: dict[str, Any]) -> None:
 def test_labels_are_spread_by_the_least_that_is_enough() -> None:
     assert spread_out([0.1, 0.9], gap=0.1) == pytest.approx([0.1, 0.9])
     assert spread_out([0.5, 0.5], gap=0.1) == pytest.approx([0.45, 0.55])
-    assert spread_out([0.5, 0.2, 0.5, 0.52], gap=0.1) == pytest.approx(
-        [0.4066667, 0.2, 0.5066667, 0.6066667]
-    )
+    assert spread_out([0.5, 0.2, 0.5, 0.52], gap=0.1) == pytest.approx([0.4066667, 0.2, 0.5066667, 0.6066667])
     assert spread_out([1.0, 1.0, 0.0], gap=0.1) == pytest.approx([0.9, 1.0, 0.0])
     assert spread_out([], gap=0.1) == []

@@ -169,9 +169,7 @@ def test_same_results_give_the_same_bytes(
     assert render(results, tmp_path / "second.html").read_bytes() == first
 
 
-def test_the_users_matplotlib_style_does_not_reach_the_page(
-    results: dict[str, Any], tmp_path: Path
-) -> None:
+def test_the_users_matplotlib_style_does_not_reach_the_page(results: dict[str, Any], tmp_path: Path) -> None:
     import matplotlib
 
     first = render(results, tmp_path / "first.html").read_bytes()
@@ -235,13 +233,10 @@ def test_headless_browser_finds_no_error_and_no_request(
     assert seen.screenshot.stat().st_size > 20_000  # a blank page has about 10 kB
 
 
-def test_headless_browser_sees_errors_and_requests(
-    tmp_path: Path, visit: Callable[[Path], Any]
-) -> None:
+def test_headless_browser_sees_errors_and_requests(tmp_path: Path, visit: Callable[[Path], Any]) -> None:
     page = tmp_path / "bad.html"
     page.write_text(
-        '<!doctype html><img src="http://127.0.0.1:9/x.png">'
-        "<script>console.error('boom')</script>"
+        "<!doctype html><img src=\"http://127.0.0.1:9/x.png\"><script>console.error('boom')</script>"
     )
     seen = visit(page)
     assert any("boom" in line for line in seen.console)

@@ -13,14 +13,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from tokenizers import Tokenizer
+from training.tiny import TEXT, gpt2, llama, write_jsonl
+from transformers import PreTrainedTokenizerFast
 
 from fenchel.errors import InputError
 from fenchel.training.configs import DataConfig
@@ -28,7 +23,6 @@ from fenchel.training.data import load
 from fenchel.training.packing import Collator, best_fit, pack
 from fenchel.training.tokenization import tokenize
 
-TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps. Question: why? Answer: so."
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -53,43 +47,6 @@ CHAT = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
-
-
-@pytest.fixture(scope="module")
-def trained() -> str:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        [TEXT] * 20,
-        trainers.BpeTrainer(
-            vocab_size=350,
-            special_tokens=["<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    return tokenizer.to_str()
-
-
-@pytest.fixture
-def tokenizer(trained: str) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(trained), eos_token="</s>")
-
-
-@pytest.fixture
-def bos_tokenizer(trained: str) -> PreTrainedTokenizerFast:
-    inner = Tokenizer.from_str(trained)
-    inner.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
-
-
 def rows_of(dataset: Any) -> list[dict[str, Any]]:
     return [dict(row) for row in dataset]
 
@@ -107,11 +64,6 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 def dataset_of(**columns: list[Any]) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns)
-
-
-def write_jsonl(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def documents_in(row: dict[str, Any]) -> list[slice]:
@@ -206,9 +158,7 @@ class TestLoad:
         with pytest.raises(InputError, match="'someone/something' is neither a file here nor"):
             load("someone/something")
 
-    def test_disk_full_stays_an_os_error(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_disk_full_stays_an_os_error(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*args: Any, **kwargs: Any) -> None:
             raise datasets.exceptions.DatasetGenerationError from OSError(28, "No space left")
 
@@ -276,9 +226,7 @@ class TestColumns:
         with pytest.raises(InputError, match="no column 'body' in the data; it has: text"):
             tokenize(dataset_of(text=["a"]), tokenizer, DataConfig(text_column="body"))
 
-    def test_completion_only_loss_needs_completions(
-        self, tokenizer: PreTrainedTokenizerFast
-    ) -> None:
+    def test_completion_only_loss_needs_completions(self, tokenizer: PreTrainedTokenizerFast) -> None:
         with pytest.raises(InputError, match="completion_only_loss needs"):
             tokenize(dataset_of(text=["a"]), tokenizer, DataConfig(completion_only_loss=True))
 
@@ -444,7 +392,8 @@ class TestPacking:
     def test_logits_are_those_of_the_documents_alone(
         self, tokenizer: PreTrainedTokenizerFast, family: str, attention: str
     ) -> None:
-        model = tiny_model(family, attention, len(tokenizer))
+        make = {"llama": llama, "gpt2": gpt2}[family]
+        model = make(len(tokenizer), hidden=32, layers=2, attn_implementation=attention)
         texts = ["the dog", "why? so.", "The quick brown fox jumps", "the lazy dog sleeps", "over"]
         tokens = tokenize(dataset_of(text=texts), tokenizer, DataConfig(max_length=16))
         packed = rows_of(pack(tokens, 16))
@@ -487,29 +436,3 @@ class TestCollator:
             "labels": [[-100, 6, -100], [-100, -100, -100]],
             "position_ids": [[0, 1, 0], [0, 0, 1]],
         }
-
-
-def tiny_model(family: str, attention: str, vocabulary: int) -> torch.nn.Module:
-    torch.manual_seed(0)
-    if family == "llama":
-        config = LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            attn_implementation=attention,
-        )
-        return LlamaForCausalLM(config).eval()
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=vocabulary,
-            n_embd=32,
-            n_layer=2,
-            n_head=4,
-            bos_token_id=0,
-            eos_token_id=1,
-            attn_implementation=attention,
-        )
-    ).eval()

@@ -67,11 +67,7 @@ def training_options() -> dict[str, Option]:
     hints = get_type_hints(TrainingArguments)
     # `Trainer.train` takes True for the last checkpoint; --debug is the command's own.
     hints["resume_from_checkpoint"] = bool | str | None
-    return {
-        f.name: Option(hints[f.name])
-        for f in fields(TrainingArguments)
-        if f.init and f.name != "debug"
-    }
+    return {f.name: Option(hints[f.name]) for f in fields(TrainingArguments) if f.init and f.name != "debug"}
 
 
 def add_options(group: Any, options: Mapping[str, Option]) -> None:

@@ -60,9 +60,7 @@ def parse(name: str, verb: Verb, argv: Sequence[str]) -> list[Any]:
         unknown = _flag_names(rest)
         if not unknown:
             raise InputError(f"unexpected argument {rest[0]!r}; see fenchel {name} --help")
-        raise InputError(
-            f"unknown flag --{unknown[0]}{_nearest(unknown[0], [*known, 'config'], '--')}"
-        )
+        raise InputError(f"unknown flag --{unknown[0]}{_nearest(unknown[0], [*known, 'config'], '--')}")
 
     given: Given = {}
     for key, (value, where) in from_file.items():

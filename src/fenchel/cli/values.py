@@ -74,9 +74,7 @@ def _convert_one(value: Any, hint: Any) -> Any:
         items = value if isinstance(value, list) else [value]
         return [_convert(item, get_args(hint)[0]) for item in items]
     if origin is Literal:
-        return next(
-            choice for choice in get_args(hint) if str(choice).lower() == str(value).lower()
-        )
+        return next(choice for choice in get_args(hint) if str(choice).lower() == str(value).lower())
     if hint is dict or origin is dict:
         loaded = json.loads(value) if isinstance(value, str) else value
         return _instance(loaded, dict)

@@ -51,17 +51,13 @@ def _demo(config: DemoConfig) -> None:
     print(f"report: {demo.run(config)}")
 
 
-def _pretrain(
-    model: ModelConfig, data: DataConfig, objective: SFTConfig, arguments: dict[str, Any]
-) -> None:
+def _pretrain(model: ModelConfig, data: DataConfig, objective: SFTConfig, arguments: dict[str, Any]) -> None:
     from fenchel.training import run
 
     print(f"model saved in {run.pretrain(model, data, objective, arguments)}")
 
 
-def _sft(
-    model: ModelConfig, data: DataConfig, objective: SFTConfig, arguments: dict[str, Any]
-) -> None:
+def _sft(model: ModelConfig, data: DataConfig, objective: SFTConfig, arguments: dict[str, Any]) -> None:
     from fenchel.training import run
 
     print(f"model saved in {run.sft(model, data, objective, arguments)}")
@@ -171,9 +167,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
             summary="continue texts, sampling with the probabilities the model was trained for",
             configs=(GenerateConfig,),
             run=_generate,
-            examples=(
-                'fenchel generate --model_name_or_path DIR --prompt "Once" --divergence alpha:1.5',
-            ),
+            examples=('fenchel generate --model_name_or_path DIR --prompt "Once" --divergence alpha:1.5',),
         ),
         "evaluate": Verb(
             summary="measure a model on held-out text, alone and against a teacher",

@@ -43,6 +43,4 @@ def matching_logits(
         Roulet, Liu, Vieillard, Sander and Blondel, 2025, arXiv 2501.18537, Section 5 (decoding with the
         f-softargmax of the training loss).
     """
-    return f_softargmax(
-        logits, divergence, reference=reference, temperature=temperature, dim=dim
-    ).log()
+    return f_softargmax(logits, divergence, reference=reference, temperature=temperature, dim=dim).log()

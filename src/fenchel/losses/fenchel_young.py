@@ -8,6 +8,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from fenchel._checks import holds
 from fenchel.divergences import FDivergence
 from fenchel.divergences import divergence as find
 from fenchel.errors import InputError
@@ -15,7 +16,6 @@ from fenchel.losses.reduce import reduce
 from fenchel.operators._inputs import (
     check_logits,
     class_last,
-    holds,
     prepare_reference,
     scale_by,
 )
@@ -154,9 +154,7 @@ def fenchel_young_loss(
     return (loss, p.movedim(-1, dim).to(logits.dtype)) if return_probs else loss
 
 
-def _soft_loss(
-    target: Tensor, gap: Tensor, value: Tensor, q: Tensor | None, record: FDivergence
-) -> Tensor:
+def _soft_loss(target: Tensor, gap: Tensor, value: Tensor, q: Tensor | None, record: FDivergence) -> Tensor:
     """s L(θ, y/s) for a target of mass s, where s = Σ y is 1 but for class weights."""
     present = torch.isfinite(gap)
     mass = target.sum(-1)

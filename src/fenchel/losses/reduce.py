@@ -41,9 +41,7 @@ def reduce(
         tensor(1.5000)
     """
     if reduction not in REDUCTIONS:
-        raise InputError(
-            f"reduction must be one of {', '.join(REDUCTIONS)}, received {reduction!r}"
-        )
+        raise InputError(f"reduction must be one of {', '.join(REDUCTIONS)}, received {reduction!r}")
     if mask is not None:
         values = torch.where(mask.bool(), values, 0.0)
     if reduction == "none":

@@ -5,20 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fenchel._checks import holds
 from fenchel.errors import InputError
-
-
-def holds(condition: Tensor) -> bool:
-    """Whether `condition` is true everywhere, where looking is free; taken on trust elsewhere.
-
-    Looking would stall an accelerator, break a compiled graph, and is impossible under `torch.func.vmap`.
-    """
-    if condition.device.type != "cpu" or torch.compiler.is_compiling():
-        return True
-    try:
-        return bool(condition.all())
-    except RuntimeError:  # vmap: this tensor stands for many
-        return True
 
 
 def check_logits(logits: Tensor, dim: int, *, name: str = "logits") -> None:
@@ -65,9 +53,7 @@ def scale_by(
     return scores / last, last.squeeze(-1)
 
 
-def prepare_reference(
-    reference: float | Tensor, logits: Tensor, dim: int, scores: Tensor
-) -> Tensor | None:
+def prepare_reference(reference: float | Tensor, logits: Tensor, dim: int, scores: Tensor) -> Tensor | None:
     """q with the shape of scores (classes last), or None for the unit measure."""
     if not isinstance(reference, Tensor):
         if not 0 < reference < float("inf"):

@@ -10,9 +10,7 @@ from fenchel.divergences import divergence as find
 from fenchel.errors import InputError
 
 
-def f_divergence(
-    p: Tensor, q: Tensor, divergence: str | FDivergence = "kl", *, dim: int = -1
-) -> Tensor:
+def f_divergence(p: Tensor, q: Tensor, divergence: str | FDivergence = "kl", *, dim: int = -1) -> Tensor:
     """The f-divergence D_f(p, q) = Σ_j q_j f(p_j / q_j) along `dim`.
 
     Zeros follow the literature: 0 · f(0/0) = 0; a class with p = 0 adds q f(0); a class with q = 0 adds

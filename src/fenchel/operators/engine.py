@@ -19,9 +19,7 @@ from fenchel.divergences import FDivergence
 Optional = Tensor | None
 
 
-def solve(
-    scores: Tensor, q: Optional, record: FDivergence
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def solve(scores: Tensor, q: Optional, record: FDivergence) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The solution in the form that keeps all digits; the losses build on it.
 
     Args:
@@ -127,9 +125,7 @@ def _add(a: Optional, b: Tensor) -> Tensor:
     return b if a is None else a + b
 
 
-def _sensitivities(
-    p: Tensor, q: Optional, record: FDivergence
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _sensitivities(p: Tensor, q: Optional, record: FDivergence) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """u = p/q, w = q f*'' (0 where clipped), ρ = w / Σw and 1 / Σw, differentiable in p and q."""
     u = p if q is None else p / q
     active = p > 0

@@ -34,9 +34,7 @@ def cells(comparison: Comparison) -> list[list[Cell]]:
 
 def spread_note(comparison: Comparison) -> str:
     """Return the sentence that says what ± is, or an empty string where nothing has a spread."""
-    seeds = max(
-        (len(values) for row in comparison["rows"] for values in row["values"].values()), default=0
-    )
+    seeds = max((len(values) for row in comparison["rows"] for values in row["values"].values()), default=0)
     if seeds < 2:
         return ""
     return f"Mean over {seeds} seeds ± sample standard deviation."
@@ -44,8 +42,7 @@ def spread_note(comparison: Comparison) -> str:
 
 def _column_cells(column: Column, rows: Sequence[Row]) -> list[Cell]:
     measured = [
-        tuple(float(value) for value in row["values"][column["key"]] if value is not None)
-        for row in rows
+        tuple(float(value) for value in row["values"][column["key"]] if value is not None) for row in rows
     ]
     means = [sum(values) / len(values) if values else None for values in measured]
     texts = [_number(mean, column["format"]) for mean in means]

@@ -70,9 +70,7 @@ class Picture:
     caption: str
 
 
-def draw(
-    paint: Callable[[Axes], None], *, identifier: str, alt: str, size: tuple[float, float]
-) -> Markup:
+def draw(paint: Callable[[Axes], None], *, identifier: str, alt: str, size: tuple[float, float]) -> Markup:
     """Return inline SVG of what `paint` draws.
 
     Args:
@@ -103,9 +101,7 @@ def spread_out(positions: Sequence[float], gap: float) -> list[float]:
             pools[-2:] = [pools[-2] + pools[-1]]
     ceiling = 1 - (len(positions) - 1) * gap
     levels = [max(0.0, min(fmean(pool), ceiling)) for pool in pools for _ in pool]
-    moved = {
-        i: level + rank * gap for rank, (i, level) in enumerate(zip(order, levels, strict=True))
-    }
+    moved = {i: level + rank * gap for rank, (i, level) in enumerate(zip(order, levels, strict=True))}
     return [moved[i] for i in range(len(positions))]
 
 

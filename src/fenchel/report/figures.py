@@ -92,20 +92,12 @@ def _common(runs: Sequence[Series]) -> tuple[list[float], list[list[float]]]:
     return shared, per_seed
 
 
-def _last_drawn(
-    x: Sequence[float], y: Sequence[float], yscale: str
-) -> Iterator[tuple[float, float]]:
-    drawn = [
-        (a, b)
-        for a, b in zip(x, y, strict=True)
-        if math.isfinite(b) and (b > 0 or yscale == "linear")
-    ]
+def _last_drawn(x: Sequence[float], y: Sequence[float], yscale: str) -> Iterator[tuple[float, float]]:
+    drawn = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(b) and (b > 0 or yscale == "linear")]
     yield from drawn[-1:]
 
 
-def _label_ends(
-    axes: Axes, ends: Sequence[tuple[str, float, float]], marks: Mapping[str, Mark]
-) -> None:
+def _label_ends(axes: Axes, ends: Sequence[tuple[str, float, float]], marks: Mapping[str, Mark]) -> None:
     axes.autoscale_view()  # matplotlib scales lazily, and the transform needs the limits
     to_fraction = axes.transData + axes.transAxes.inverted()
     heights = [float(to_fraction.transform((x, y))[1]) for _, x, y in ends]
@@ -188,9 +180,7 @@ class _DotPlot:
             axes.hlines(y, min(cell.values), max(cell.values), color=mark.colour, linewidth=1.4)
             seeds = [y] * len(cell.values)
             axes.plot(cell.values, seeds, "|", color=mark.colour, markersize=6)
-        axes.plot(
-            cell.mean, y, "o", color=mark.colour, markersize=7, markeredgecolor=CARD, zorder=3
-        )
+        axes.plot(cell.mean, y, "o", color=mark.colour, markersize=7, markeredgecolor=CARD, zorder=3)
 
     def _xlabel(self, log: bool) -> str:
         direction = {"lower": "← lower is better", "higher": "higher is better →", None: ""}

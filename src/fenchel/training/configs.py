@@ -19,8 +19,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 DISTILL_LOSSES = ("divergence", "fenchel-young")
 
 DIVERGENCE_HELP = (
-    "kl, generalized-kl, reverse-kl, jeffreys, js, hellinger, chi2, neyman, or alpha:A such as "
-    "alpha:1.5"
+    "kl, generalized-kl, reverse-kl, jeffreys, js, hellinger, chi2, neyman, or alpha:A such as alpha:1.5"
 )
 MODEL_HELP = "model directory or Hub name"
 DATASET_HELP = (
@@ -70,9 +69,7 @@ class ModelConfig:
         None, "tokenizer directory or Hub name; by default the model's own"
     )
     dtype: str = _option("auto", "dtype of the weights: " + ", ".join(DTYPES))
-    use_peft: bool = _option(
-        False, "train a LoRA adapter and leave the model's weights as they are"
-    )
+    use_peft: bool = _option(False, "train a LoRA adapter and leave the model's weights as they are")
     lora_r: int = _option(16, "rank of the LoRA update")
     lora_alpha: int = _option(32, "LoRA scale; the update is multiplied by lora_alpha / lora_r")
     lora_dropout: float = _option(0.0, "dropout on the input of the LoRA layers")
@@ -101,9 +98,7 @@ class DataConfig:
     dataset_name: str | None = _option(None, DATASET_HELP)
     dataset_config: str | None = _option(None, "configuration of a Hub data set that has several")
     dataset_train_split: str = _option("train", "split to train on; a single file is train")
-    dataset_test_split: str | None = _option(
-        None, "split to evaluate on during training; off if unset"
-    )
+    dataset_test_split: str | None = _option(None, "split to evaluate on during training; off if unset")
     streaming: bool = _option(False, "read rows as they are needed; wants --max_steps")
     max_length: int = _option(1024, "longest sequence, in tokens")
     packing: bool = _option(False, "put several documents into one row; none sees another")
@@ -170,9 +165,7 @@ class GenerateConfig:
     max_new_tokens: int = _option(128, "longest continuation, in tokens")
     do_sample: bool = _option(True, "sample; false takes the most likely token each time")
     top_k: int | None = _option(None, "sample among the k most likely tokens only")
-    top_p: float | None = _option(
-        None, "sample among the likeliest tokens of this total probability"
-    )
+    top_p: float | None = _option(None, "sample among the likeliest tokens of this total probability")
     num_return_sequences: int = _option(1, "continuations per prompt")
     seed: int = _option(0, "seed of the sampling")
 

@@ -48,9 +48,7 @@ def evaluate_model(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    sums = dict.fromkeys(
-        ("nats", "bytes", "support", *(_TO_TEACHER if teacher is not None else ())), 0.0
-    )
+    sums = dict.fromkeys(("nats", "bytes", "support", *(_TO_TEACHER if teacher is not None else ())), 0.0)
     confidence: list[Tensor] = []
     correct: list[Tensor] = []
     for batch in batches:
@@ -79,9 +77,7 @@ def evaluate_model(
         "tokens": tokens,
         "bits_per_byte": sums["nats"] / math.log(2) / max(sums["bytes"], 1),
         "accuracy": float(torch.cat(correct).double().mean()),
-        "calibration_error": float(
-            expected_calibration_error(torch.cat(confidence), torch.cat(correct))
-        ),
+        "calibration_error": float(expected_calibration_error(torch.cat(confidence), torch.cat(correct))),
         "support_size": sums["support"] / tokens,
     }
     return results | {name: sums[name] / tokens for name in _TO_TEACHER if name in sums}

@@ -55,9 +55,7 @@ def sample(
         produced = model.generate(
             input_ids=encoded["input_ids"],
             attention_mask=encoded["attention_mask"],
-            logits_processor=LogitsProcessorList(
-                [MatchingLogitsProcessor(divergence, temperature)]
-            ),
+            logits_processor=LogitsProcessorList([MatchingLogitsProcessor(divergence, temperature)]),
             pad_token_id=tokenizer.pad_token_id,
             **options,
         )

@@ -26,14 +26,10 @@ def load_model(
     _check_directory(name, "model", _MARKS)
     kind: Any = "auto" if dtype == "auto" else getattr(torch, dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=kind, trust_remote_code=trust_remote_code
-        )
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=kind, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a damaged directory makes its many readers raise
         _raise_if_disk(error)
-        raise InputError(
-            f"cannot load a causal language model from {name!r}: {_line(error)}"
-        ) from error
+        raise InputError(f"cannot load a causal language model from {name!r}: {_line(error)}") from error
     return model
 
 
@@ -54,9 +50,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
         raise InputError(f"cannot load a tokenizer from {name!r}: {_line(error)}") from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise InputError(
-                f"tokenizer {name!r} has neither a padding nor an end-of-text token; set one"
-            )
+            raise InputError(f"tokenizer {name!r} has neither a padding nor an end-of-text token; set one")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -91,9 +85,7 @@ def check_length(model: Any, length: int, what: str) -> None:
     """Raise `InputError` when sequences of `length` tokens exceed the model's positions."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and length > positions:
-        raise InputError(
-            f"{what} is {length} tokens, but the model has {positions} positions; lower it"
-        )
+        raise InputError(f"{what} is {length} tokens, but the model has {positions} positions; lower it")
 
 
 def check_same_vocabulary(student: Any, teacher: Any) -> None:
@@ -166,9 +158,7 @@ def _check_directory(name: str, what: str, marks: tuple[str, ...]) -> None:
     path = Path(name).expanduser()
     if path.is_dir():
         if not any((path / mark).is_file() for mark in marks):
-            raise InputError(
-                f"{name!r} is not a {what} directory: it has no {' or '.join(marks[:2])}"
-            )
+            raise InputError(f"{name!r} is not a {what} directory: it has no {' or '.join(marks[:2])}")
     elif path.exists():
         raise InputError(f"{name!r} is a file; a {what} is a directory or a Hub name")
     elif name.startswith(("/", ".", "~")) or name.count("/") > 1:

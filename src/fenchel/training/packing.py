@@ -44,9 +44,7 @@ def _pack_batch(batch: dict[str, list[Any]], *, max_length: int, code: str) -> d
     for row in best_fit([len(ids) for ids in batch["input_ids"]], max_length):
         documents = [(batch["input_ids"][i], batch["labels"][i]) for i in row]
         packed["input_ids"].append([token for ids, _ in documents for token in ids])
-        packed["labels"].append(
-            [label for _, labels in documents for label in [IGNORE_INDEX, *labels[1:]]]
-        )
+        packed["labels"].append([label for _, labels in documents for label in [IGNORE_INDEX, *labels[1:]]])
         packed["position_ids"].append([p for ids, _ in documents for p in range(len(ids))])
     return packed
 

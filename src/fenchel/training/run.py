@@ -32,9 +32,7 @@ from fenchel.training.objectives import Distillation, SupervisedFineTuning
 from fenchel.training.trainer import FenchelTrainer, Objective
 
 
-def sft(
-    model: ModelConfig, data_config: DataConfig, objective: SFTConfig, arguments: dict[str, Any]
-) -> Path:
+def sft(model: ModelConfig, data_config: DataConfig, objective: SFTConfig, arguments: dict[str, Any]) -> Path:
     """Fine-tune `model` with the Fenchel-Young loss; returns the directory of the trained model."""
     settings = training_arguments(arguments)
     network, tokenizer = prepare(model)
@@ -58,9 +56,7 @@ def distill(
         raise InputError("distill needs a teacher; pass --teacher_model_name_or_path")
     settings = training_arguments(arguments)
     network, tokenizer = prepare(model)
-    teacher = load_model(
-        objective.teacher_model_name_or_path, trust_remote_code=model.trust_remote_code
-    )
+    teacher = load_model(objective.teacher_model_name_or_path, trust_remote_code=model.trust_remote_code)
     check_same_vocabulary(network, teacher)
     check_length(teacher, data_config.max_length, "max_length")
     teacher.requires_grad_(False).eval().to(settings.device)
@@ -120,9 +116,7 @@ def training_arguments(arguments: dict[str, Any]) -> transformers.TrainingArgume
     """`TrainingArguments` with what every objective here needs; its complaints as `InputError`."""
     output = Path(arguments.get("output_dir") or "")
     if not arguments.get("output_dir"):
-        raise InputError(
-            "no output_dir; pass --output_dir with the directory to write the model to"
-        )
+        raise InputError("no output_dir; pass --output_dir with the directory to write the model to")
     _check_writable(output)
     if not arguments.get("resume_from_checkpoint"):
         _check_unused(output)

@@ -19,6 +19,7 @@ import datasets
 from fenchel.errors import InputError
 from fenchel.training.configs import DataConfig
 from fenchel.training.data import AnyDataset
+from fenchel.training.objectives.predictions import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,11 +28,7 @@ Batch: TypeAlias = dict[str, list[Any]]
 Message: TypeAlias = dict[str, Any]
 Piece: TypeAlias = tuple[str, bool]  # rendered text, and whether it is under loss
 Encoded: TypeAlias = tuple[list[int], list[int]]  # input_ids and labels
-Encoder: TypeAlias = (
-    "Callable[[Batch, int, PreTrainedTokenizerBase, DataConfig], Iterator[Encoded]]"
-)
-
-from fenchel.training.objectives.predictions import IGNORE_INDEX
+Encoder: TypeAlias = "Callable[[Batch, int, PreTrainedTokenizerBase, DataConfig], Iterator[Encoded]]"
 
 TOKENS = datasets.List(datasets.Value("int32"))
 # An argument of every `map`, and so part of its cache key: no result outlives the code it is from.
@@ -44,9 +41,7 @@ _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 logger = logging.getLogger(__name__)
 
 
-def tokenize(
-    dataset: AnyDataset, tokenizer: PreTrainedTokenizerBase, data_config: DataConfig
-) -> AnyDataset:
+def tokenize(dataset: AnyDataset, tokenizer: PreTrainedTokenizerBase, data_config: DataConfig) -> AnyDataset:
     """Return the data set as `input_ids` and `labels`, of at most `max_length` tokens a row.
 
     Text gets the tokenizer's special tokens and its eos, and is cut into windows that together
@@ -154,9 +149,7 @@ def _encode_completions(
         else:
             _check_text(prompt, "prompt", number)
             _check_text(completion, "completion", number)
-            ids, labels = _encode_pieces(
-                tokenizer, [(prompt, not only_completion), (completion, True)]
-            )
+            ids, labels = _encode_pieces(tokenizer, [(prompt, not only_completion), (completion, True)])
             start = _start_tokens(tokenizer)
             ids = _end(start + ids, tokenizer)
             labels = [IGNORE_INDEX if only_completion else token for token in start] + labels
@@ -184,9 +177,7 @@ def _encode_chats(
         yield _fit(ids, labels, number, config)
 
 
-def _turns(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], text: str, row: int
-) -> list[Piece]:
+def _turns(tokenizer: PreTrainedTokenizerBase, messages: list[Message], text: str, row: int) -> list[Piece]:
     """Cut the rendered conversation at its assistant turns, by rendering each of its beginnings."""
     pieces: list[Piece] = []
     start = 0
@@ -212,9 +203,7 @@ def _check_prefix(prefix: str, text: str, row: int) -> None:
         )
 
 
-def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], row: int, **options: Any
-) -> str:
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], row: int, **options: Any) -> str:
     if tokenizer.chat_template is None:
         raise InputError(
             "the data is conversations but the tokenizer has no chat template; pass "
@@ -282,20 +271,15 @@ def _check_text(value: Any, column: str, row: int) -> None:
 
 def _check_messages(value: Any, column: str, row: int) -> None:
     if not isinstance(value, list) or not value:
-        raise InputError(
-            f"row {row}: {column!r} must be a list of messages, got {_describe(value)}"
-        )
+        raise InputError(f"row {row}: {column!r} must be a list of messages, got {_describe(value)}")
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             got = _describe(message)
-            raise InputError(
-                f"row {row}: a message of {column!r} must have a role and a content, got {got}"
-            )
+            raise InputError(f"row {row}: a message of {column!r} must have a role and a content, got {got}")
         content = message.get("content")
         if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
             raise InputError(
-                f"row {row}: the content of a message of {column!r} must be text, "
-                f"got {_describe(content)}"
+                f"row {row}: the content of a message of {column!r} must be text, got {_describe(content)}"
             )
 
 

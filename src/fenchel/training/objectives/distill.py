@@ -51,7 +51,5 @@ class Distillation:
             )
         if weight:
             divergence = self.config.divergence if matching else "kl"
-            losses = losses + weight * fenchel_young_loss(
-                student, targets, divergence, reduction="none"
-            )
+            losses = losses + weight * fenchel_young_loss(student, targets, divergence, reduction="none")
         return losses
