@@ -2,8 +2,7 @@
 #   PYTHON      interpreter that creates the environment (>= 3.11)     make test PYTHON=python3.12
 #   VENV        directory of the environment                           make test VENV=/tmp/venv
 #   DEMO_FLAGS  passed to `fenchel demo`                                make demo DEMO_FLAGS=--quick
-# pip's own variables apply too: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu makes pip
-# take the CPU build of torch, which is a tenth of the size of the default one on Linux.
+# pip's own configuration applies: point it at the CPU wheels of torch to keep the download small.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c

@@ -1,4 +1,4 @@
-"""The command `fenchel`: parse, call, print. Its help loads neither torch nor transformers."""
+"""The command `fenchel`: parse, call, print. Its help loads neither transformers nor datasets."""
 
 from __future__ import annotations
 
@@ -104,6 +104,9 @@ def _quiet(debug: bool) -> None:
     if not debug:
         for library in ("TRANSFORMERS", "DATASETS", "HF_HUB"):
             os.environ.setdefault(f"{library}_VERBOSITY", "critical")
+        if not sys.stderr.isatty():  # bars are for the eye, a log gets lines
+            for library in ("HF_HUB", "HF_DATASETS"):
+                os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
         warnings.simplefilter("ignore")
 
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, get_type_hints
 from fenchel.cli.values import members, takes_bool, takes_list
 from fenchel.errors import InputError
 
-# What help shows of `TrainingArguments`; reading them all would import torch and transformers.
+# What help shows of `TrainingArguments`; reading them all would import transformers.
 COMMON_TRAINING: dict[str, tuple[Any, str]] = {
     "output_dir": (str, "directory of the checkpoints and of the trained model (required)"),
     "max_steps": (int, "optimiser steps; overrides num_train_epochs"),
@@ -21,7 +21,7 @@ COMMON_TRAINING: dict[str, tuple[Any, str]] = {
     "warmup_steps": (float, "steps of warm-up, or a share of all steps if below 1"),
     "per_device_train_batch_size": (int, "rows per device and forward pass (default: 8)"),
     "gradient_accumulation_steps": (int, "forward passes per optimiser step (default: 1)"),
-    "logging_steps": (float, "steps between two log lines (default: 500)"),
+    "logging_steps": (float, "steps between two log lines (default: 10)"),
     "save_steps": (float, "steps between two checkpoints (default: 500)"),
     "seed": (int, "seed of the data order and of new weights (default: 42)"),
     "bf16": (bool, "compute in bfloat16"),

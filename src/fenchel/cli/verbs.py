@@ -85,6 +85,8 @@ def _evaluate(config: EvaluateConfig) -> None:
 
     if config.output is not None and not Path(config.output).parent.is_dir():
         raise InputError(f"output is {config.output!r}, but its directory does not exist; make it")
+    if config.output is not None and Path(config.output).is_dir():
+        raise InputError(f"output {config.output!r} is a directory; name a file")
     results = run.evaluate(config)
     table = Table("metric", title=config.model_name_or_path)
     table.add_column("value", justify="right")

@@ -33,7 +33,7 @@ class FenchelYoungLoss(torch.nn.Module):
         >>> import torch
         >>> loss = FenchelYoungLoss("alpha:1.5")
         >>> round(loss(torch.tensor([[1.0, 0.0, -2.0]]), torch.tensor([0])).item(), 4)
-        0.0931
+        0.0617
 
     Reference:
         Blondel, Martins and Niculae, 2020, arXiv 1901.02324; Roulet et al., 2025, arXiv 2501.18537.

@@ -1,7 +1,7 @@
 """What a user can set: one plain dataclass per concern, checked when it is made.
 
 Field names are the flags of the command line and the keys of its YAML files, and follow TRL where
-TRL has the same thing. Nothing here imports torch or transformers, so that help stays instant.
+TRL has the same thing. Nothing here imports transformers, so that help comes quickly.
 """
 
 from __future__ import annotations

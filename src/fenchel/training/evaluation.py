@@ -62,7 +62,7 @@ def evaluate_model(
         confidence.append(top.cpu())
         correct.append((guess == targets).cpu())
         for row, keep in zip(batch["labels"][:, 1:], mask, strict=True):
-            text = tokenizer.decode(row[keep], skip_special_tokens=True)
+            text = tokenizer.decode(row[keep], skip_special_tokens=True, clean_up_tokenization_spaces=False)
             sums["bytes"] += len(text.encode("utf-8"))
         if teacher is not None:
             log_teacher = scores_at(teacher, batch, mask).log_softmax(-1)

@@ -10,10 +10,12 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from fenchel.errors import InputError
+from fenchel.errors import InputError, nearest
 from fenchel.training.configs import ModelConfig
 
 _MARKS = ("config.json", "adapter_config.json")
+# Settings that a configuration takes but keeps under another name.
+_RENAMED = ("attn_implementation", "partial_rotary_factor", "rope_theta")
 
 
 def load_model(
@@ -70,6 +72,11 @@ def prepare(config: ModelConfig) -> tuple[Any, Any]:
             dtype=config.dtype,
             trust_remote_code=config.trust_remote_code,
         )
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise InputError(
+                f"{config.model_name_or_path!r} is a LoRA adapter, which cannot be trained further; merge it "
+                "into its model first (merge_and_unload of peft)"
+            )
     else:
         model = _from_scratch(str(config.model_config), tokenizer, config.dtype)
     rows = model.get_input_embeddings().weight.shape[0]
@@ -104,6 +111,7 @@ def _from_scratch(description: str, tokenizer: Any, dtype: str) -> transformers.
             fields = json.loads(Path(description).expanduser().read_text(encoding="utf-8"))
         else:
             fields = _parse(description)
+            _check_settings(fields)
         kind = fields.pop("model_type")
         fields.setdefault("vocab_size", len(tokenizer))
         for role in ("bos", "eos", "pad"):
@@ -135,6 +143,16 @@ def _parse(description: str) -> dict[str, Any]:
         except ValueError:
             fields[key.strip()] = value.strip()
     return fields
+
+
+def _check_settings(fields: dict[str, Any]) -> None:
+    """Refuse misspelt settings, which transformers would keep and not use."""
+    kind = fields["model_type"]
+    default = AutoConfig.for_model(kind)
+    known = {*default.to_dict(), *default.attribute_map, *_RENAMED}
+    for key in fields:
+        if key not in known:
+            raise InputError(f"model_config: {kind} has no setting {key!r}{nearest(key, known)}")
 
 
 def _with_lora(model: Any, config: ModelConfig) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from fenchel.training.trainer import FenchelTrainer, Objective
 def sft(model: ModelConfig, data_config: DataConfig, objective: SFTConfig, arguments: dict[str, Any]) -> Path:
     """Fine-tune `model` with the Fenchel-Young loss; returns the directory of the trained model."""
     settings = training_arguments(arguments)
+    transformers.set_seed(settings.seed)  # new weights, of a model or an adapter
     network, tokenizer = prepare(model)
     return _train(network, tokenizer, data_config, SupervisedFineTuning(objective), settings)
 
@@ -42,10 +45,10 @@ def sft(model: ModelConfig, data_config: DataConfig, objective: SFTConfig, argum
 def pretrain(
     model: ModelConfig, data_config: DataConfig, objective: SFTConfig, arguments: dict[str, Any]
 ) -> Path:
-    """The same on plain text; whole documents are learnt, whatever other columns say."""
+    """The same with all tokens under loss, also where the data has completions."""
     if data_config.completion_only_loss:
         raise InputError("pretrain learns whole documents; use sft for completion_only_loss")
-    return sft(model, data_config, objective, arguments)
+    return sft(model, replace(data_config, completion_only_loss=False), objective, arguments)
 
 
 def distill(
@@ -55,6 +58,7 @@ def distill(
     if objective.teacher_model_name_or_path is None:
         raise InputError("distill needs a teacher; pass --teacher_model_name_or_path")
     settings = training_arguments(arguments)
+    transformers.set_seed(settings.seed)
     network, tokenizer = prepare(model)
     teacher = load_model(objective.teacher_model_name_or_path, trust_remote_code=model.trust_remote_code)
     check_same_vocabulary(network, teacher)
@@ -155,7 +159,8 @@ def _train(
         rows[role] = packing.pack(tokens, config.max_length) if config.packing else tokens
     if config.streaming and settings.max_steps <= 0:
         raise InputError("a streamed data set has no known length; pass --max_steps")
-    trainer = FenchelTrainer(
+    checkpoint = _checkpoint(settings)
+    trainer = FenchelTrainer(  # creates the output directory
         objective=objective,
         model=model,
         args=settings,
@@ -164,10 +169,24 @@ def _train(
         data_collator=packing.Collator(tokenizer.pad_token_id),
         processing_class=tokenizer,
     )
-    trainer.train(resume_from_checkpoint=_checkpoint(settings))
-    trainer.save_model()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    _save(trainer)
     trainer.save_state()
     return Path(str(settings.output_dir))
+
+
+def _save(trainer: FenchelTrainer) -> None:
+    """Save the model aside and move it, so that no failure leaves half a model in the directory."""
+    output = Path(str(trainer.args.output_dir))
+    partial = output / "partial"
+    try:
+        trainer.save_model(str(partial))
+        if trainer.is_world_process_zero():
+            for file in partial.iterdir():
+                file.replace(output / file.name)
+    finally:
+        if trainer.is_world_process_zero():
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _checkpoint(settings: transformers.TrainingArguments) -> str | None:
@@ -176,13 +195,19 @@ def _checkpoint(settings: transformers.TrainingArguments) -> str | None:
     if not wanted:
         return None
     if wanted is True:
-        newest = transformers.trainer_utils.get_last_checkpoint(str(settings.output_dir))
+        # The state is written last: a checkpoint without it is the one that was being written.
+        whole = Path(str(settings.output_dir)).glob("checkpoint-*/trainer_state.json")
+        newest = max((state.parent for state in whole), key=_step, default=None)
         if newest is None:
             raise InputError(f"nothing to resume: {str(settings.output_dir)!r} has no checkpoint")
         return str(newest)
     if not (Path(wanted) / "trainer_state.json").is_file():
         raise InputError(f"{wanted!r} is not a checkpoint: it has no trainer_state.json")
     return str(wanted)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _check_writable(output: Path) -> None:

@@ -1,8 +1,8 @@
 """The demonstration: a teacher and its students, trained on this computer from real text.
 
-A small language model is pretrained on the documentation that ships with Python; students that start
-from one initialisation are distilled from it for equal steps under several divergences, and one learns
-from the text alone. All are measured on held-out documents.
+A small language model is pretrained on the documentation that ships with Python. Students that start
+from one shorter pretraining are distilled from it for equal steps under several divergences, and one
+goes on with the text alone. All are measured on held-out documents.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import transformers
 from rich.console import Console
 
 from fenchel.report import print_table, render
-from fenchel.reproductions.demo.recipe import BASELINE, DIVERGENCES, FULL, QUICK
+from fenchel.reproductions.demo.recipe import FULL, QUICK
 from fenchel.reproductions.demo.results import results_of
 from fenchel.reproductions.demo.session import Session
 from fenchel.reproductions.workspace import Workspace
@@ -33,11 +33,9 @@ def run(config: DemoConfig) -> Path:
     console = Console()
     with Session(size, workspace, console, config) as session:
         session.prepare()
-        teacher_figures = session.train("teacher", size.teacher, config.seed, None)
+        teacher_figures = session.train_teacher()
         figures = {
-            (name, seed): session.train(name, size.student, seed, session.teacher())
-            for seed in range(config.seed, config.seed + config.seeds)
-            for name in (BASELINE, *DIVERGENCES)
+            seed: session.train_students(seed) for seed in range(config.seed, config.seed + config.seeds)
         }
     elapsed = time.monotonic() - began
     results = results_of(config, size, session.documents, teacher_figures, figures, elapsed)

@@ -16,34 +16,36 @@ class Size:
     teacher: str
     student: str
     teacher_steps: int
+    start_steps: int  # of the students' common start, on the text alone
     student_steps: int
-    teacher_cost: float  # of one step, relative to one of a student; for the time left only
     held_out_rows: int
     curve_rows: int
     sample_tokens: int
-    vocabulary: int = 1024
+    vocabulary: int = 2048
     window: int = 128
-    batch: int = 16
+    batch: int = 8
+    curve_points: int = 6
 
 
-_LLAMA = "llama:max_position_embeddings=256,tie_word_embeddings=true"
+_LLAMA = "llama:max_position_embeddings=256,tie_word_embeddings=true,num_attention_heads=4"
 FULL = Size(
-    teacher=f"{_LLAMA},hidden_size=192,intermediate_size=512,num_hidden_layers=6,num_attention_heads=6",
-    student=f"{_LLAMA},hidden_size=96,intermediate_size=256,num_hidden_layers=3,num_attention_heads=4",
-    teacher_steps=400,
+    teacher=f"{_LLAMA},hidden_size=256,intermediate_size=672,num_hidden_layers=3",
+    student=f"{_LLAMA},hidden_size=96,intermediate_size=256,num_hidden_layers=3",
+    teacher_steps=600,
+    start_steps=200,
     student_steps=200,
-    teacher_cost=2.0,
-    held_out_rows=160,
-    curve_rows=32,
+    held_out_rows=128,
+    curve_rows=16,
     sample_tokens=48,
 )
 QUICK = Size(
-    teacher=f"{_LLAMA},hidden_size=128,intermediate_size=320,num_hidden_layers=3,num_attention_heads=4",
-    student=f"{_LLAMA},hidden_size=64,intermediate_size=160,num_hidden_layers=2,num_attention_heads=4",
-    teacher_steps=120,
-    student_steps=60,
-    teacher_cost=2.0,
-    held_out_rows=48,
-    curve_rows=16,
-    sample_tokens=24,
+    teacher=f"{_LLAMA},hidden_size=128,intermediate_size=320,num_hidden_layers=2",
+    student=f"{_LLAMA},hidden_size=64,intermediate_size=160,num_hidden_layers=2",
+    teacher_steps=180,
+    start_steps=50,
+    student_steps=40,
+    held_out_rows=32,
+    curve_rows=8,
+    sample_tokens=16,
+    curve_points=4,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -65,7 +64,7 @@ def results_of(
     size: Size,
     documents: tuple[list[str], list[str]],
     teacher: dict[str, Any],
-    figures: dict[tuple[str, int], dict[str, Any]],
+    figures: dict[int, dict[str, dict[str, Any]]],
     elapsed: float,
 ) -> dict[str, Any]:
     """What the report and `fenchel report` show."""
@@ -73,7 +72,7 @@ def results_of(
     seeds = range(config.seed, config.seed + config.seeds)
 
     def values(name: str, key: str) -> list[float]:
-        return [figures[name, seed]["evaluation"][key] for seed in seeds]
+        return [figures[seed][name]["evaluation"][key] for seed in seeds]
 
     def mean(name: str, key: str) -> float:
         return sum(values(name, key)) / len(seeds)
@@ -84,7 +83,7 @@ def results_of(
             {"name": name, "x": [s for s, _ in points], "y": [v for _, v in points]}
             for name in chosen
             for seed in seeds
-            for points in (figures[name, seed][kind],)
+            for points in (figures[seed][name][kind],)
         ]
 
     def claim(key: str, label: str) -> dict[str, Any]:
@@ -114,13 +113,14 @@ def results_of(
         "summary": (
             f"A teacher of {teacher['parameters'] / 1e6:.1f} M parameters was trained on the documentation "
             "that ships with Python, and students of "
-            f"{figures[BASELINE, config.seed]['parameters'] / 1e6:.1f} M were distilled "
-            f"from it for {size.student_steps} steps each, from the same initialisation and on the same "
-            "batches. All figures are on documents that no model was trained on."
+            f"{figures[config.seed][BASELINE]['parameters'] / 1e6:.1f} M were distilled "
+            f"from it for {size.student_steps} steps each, from the same start and on the same batches. "
+            "All figures are on documents that no model was trained on."
         ),
         "command": shlex.join([*command, *(["--quick"] if config.quick else [])]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "elapsed_seconds": elapsed,
+        "recipe": asdict(size),
         **provenance(),
         "setup": {
             "corpus": f"{len(documents[0])} documents ({texts[0] / 1e6:.2f} MB), "
@@ -128,10 +128,10 @@ def results_of(
             "tokenizer": f"byte-level BPE, {size.vocabulary} tokens",
             "teacher": f"{size.teacher_steps} steps, {measured['bits_per_byte']:.3f} bits/byte, accuracy "
             f"{measured['accuracy']:.3f} on held-out text",
-            "students": f"{size.student_steps} steps of {size.batch} x {size.window} tokens",
+            "students": f"{size.start_steps} steps on the text alone, in common, then {size.student_steps} "
+            f"steps each; every step has {size.batch} x {size.window} tokens",
             "seeds": ", ".join(map(str, seeds)),
             "held-out tokens measured": f"{measured['tokens']}",
-            "settings": json.dumps(asdict(size)),
         },
         "claims": [
             claim("kl_teacher_student", "KL(T‖S)"),
@@ -190,7 +190,7 @@ def results_of(
                 {"name": name, "texts": found["samples"]}
                 for name, found in (
                     ("teacher", teacher),
-                    *((name, figures[name, config.seed]) for name in names),
+                    *((name, figures[config.seed][name]) for name in names),
                 )
             ],
         },

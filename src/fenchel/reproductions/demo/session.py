@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from fenchel.reproductions import corpus
-from fenchel.reproductions.demo.recipe import DIVERGENCES, PROMPTS, Size
+from fenchel.reproductions.demo.recipe import BASELINE, DIVERGENCES, PROMPTS, Size
 from fenchel.reproductions.workspace import Workspace
 from fenchel.training import packing, tokenization
 from fenchel.training.configs import DataConfig, DemoConfig, DistillConfig, ModelConfig, SFTConfig
@@ -42,8 +43,9 @@ class Session:
             TimeRemainingColumn(),
             console=console,
         )
-        students = config.seeds * (len(DIVERGENCES) + 1) * size.student_steps
-        self.whole = self.progress.add_task("whole", total=size.teacher_steps * size.teacher_cost + students)
+        students = size.start_steps + (len(DIVERGENCES) + 1) * size.student_steps
+        total = size.teacher_steps + config.seeds * students
+        self.whole = self.progress.add_task("whole", total=total)
         self._teacher: Any = None
 
     def __enter__(self) -> Session:
@@ -82,38 +84,63 @@ class Session:
     def batches(self, rows: Any) -> DataLoader[Any]:
         return DataLoader(rows, batch_size=16, collate_fn=packing.Collator(self.tokenizer.pad_token_id))
 
-    def train(self, name: str, description: str, seed: int, teacher: Any) -> dict[str, Any]:
-        """Train one model and measure it, unless an earlier run did; returns its figures."""
-        is_teacher = teacher is None
-        steps = self.size.teacher_steps if is_teacher else self.size.student_steps
-        cost = self.size.teacher_cost if is_teacher else 1.0
-        unit = name if is_teacher else f"seed-{seed}/{name.replace(':', '-').replace(' ', '-')}"
+    def train_teacher(self) -> dict[str, Any]:
+        """Pretrain the teacher on the text."""
+        return self._train("teacher", "teacher", self.size.teacher, self.size.teacher_steps, self.config.seed)
+
+    def train_students(self, seed: int) -> dict[str, dict[str, Any]]:
+        """Pretrain one start, and from it train every student; figures by the student's name."""
+        start = f"seed-{seed}/start"
+        self._train("the students' start", start, self.size.student, self.size.start_steps, seed)
+        figures = {}
+        for name in (BASELINE, *DIVERGENCES):
+            unit = f"seed-{seed}/{name.replace(':', '-').replace(' ', '-')}"
+            figures[name] = self._train(
+                name,
+                unit,
+                str(self.workspace.path / start),
+                self.size.student_steps,
+                seed + 1,
+                self.teacher(),
+            )
+        return figures
+
+    def _train(
+        self, name: str, unit: str, origin: str, steps: int, seed: int, teacher: Any = None
+    ) -> dict[str, Any]:
+        """Train and measure one model, unless an earlier run did; returns its figures.
+
+        `origin` is a directory to start from, or the description of a model to make from scratch.
+        """
         with self.workspace.unit(unit) as (path, done):
             if done:
-                self.progress.advance(self.whole, steps * cost)
+                self.progress.advance(self.whole, steps)
                 return json.loads((path / "figures.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
             transformers.set_seed(seed)
-            model, _ = prepare(
-                ModelConfig(model_config=description, tokenizer_name_or_path=str(self.tokenizer_path))
+            start = ModelConfig(
+                model_name_or_path=origin if teacher is not None else None,
+                model_config=origin if teacher is None else None,
+                tokenizer_name_or_path=str(self.tokenizer_path),
             )
-            task = self.progress.add_task(name if is_teacher else f"student, {name}", total=steps)
+            model, _ = prepare(start)
+            task = self.progress.add_task(name, total=steps)
             curve: list[tuple[int, float]] = []
 
             def measure(step: int) -> None:
-                if not is_teacher:
-                    found = evaluate_model(
-                        model, self.tokenizer, self.batches(self.curve_rows), teacher=teacher
-                    )
-                    curve.append((step, found["kl_teacher_student"]))
+                rows = self.batches(self.curve_rows)
+                found = evaluate_model(model, self.tokenizer, rows, teacher=teacher)
+                curve.append((step, found["kl_teacher_student"]))
 
             def advance(step: int) -> None:
                 self.progress.advance(task)
-                self.progress.advance(self.whole, cost)
-                if step % max(1, steps // 10) == 0:
+                self.progress.advance(self.whole)
+                if teacher is not None and step % max(1, steps // self.size.curve_points) == 0:
                     measure(step)
 
-            measure(0)
+            if teacher is not None:
+                measure(0)
             losses = self._fit(model, _objective(name, teacher), steps, seed, advance, path / "trainer")
+            model.eval()
             figures = {
                 "losses": losses,
                 "curve": curve,
@@ -132,6 +159,7 @@ class Session:
             }
             model.save_pretrained(path)
             self.tokenizer.save_pretrained(path)
+            shutil.rmtree(path / "trainer", ignore_errors=True)
             (path / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
             self.progress.remove_task(task)
             return figures
@@ -150,7 +178,8 @@ class Session:
             output_dir=str(scratch),
             max_steps=steps,
             per_device_train_batch_size=self.size.batch,
-            learning_rate=3e-3,
+            learning_rate=2e-3,
+            adam_beta2=0.95,
             lr_scheduler_type="cosine",
             warmup_steps=steps // 10,
             weight_decay=0.05,
