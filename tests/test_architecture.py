@@ -33,11 +33,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"operators"}),
     frozenset({"kernels"}),
     frozenset({"divergences"}),
-    frozenset({"errors"}),
+    frozenset({"errors", "checks"}),
 )
 LEVEL = {package: level for level, layer in enumerate(LAYERS) for package in layer}
-# A private module beside the packages is a part of one of them.
-PART_OF = {"_derive": "divergences"}
 
 # What `import fenchel` may load: module-level imports here are of torch alone.
 TORCH_ONLY = LEVEL.keys() - {"cli", "reproductions", "training", "report", "sklearn"}
@@ -88,7 +86,7 @@ def imports(module: str, source: str, *, is_package: bool = False) -> Iterator[I
 def package_of(name: str) -> str:
     """`fenchel.losses.reduce` -> `losses`; a name that the root module exports -> `fenchel`."""
     part = [*name.split("."), "fenchel"][1]
-    return PART_OF.get(part, part if part in LEVEL else "fenchel")
+    return part if part in LEVEL else "fenchel"
 
 
 def violation(module: str, imported: Import) -> str | None:
@@ -116,7 +114,7 @@ def violation(module: str, imported: Import) -> str | None:
 def violations(module: str, source: str, *, is_package: bool = False) -> list[str]:
     """Every breach of the rules in one source file, each as `module:line: what`."""
     found = []
-    if module.split(".")[1:2] and module.split(".")[1] not in LEVEL.keys() | PART_OF.keys():
+    if module.split(".")[1:2] and module.split(".")[1] not in LEVEL:
         found.append(f"{module}: not in the table of layers")
     lines = len(source.splitlines())
     if lines > MAX_LINES:

@@ -46,7 +46,7 @@ def test_interrupt_continue_refuse(
     def watched(self: session.Session, name: str, unit: str, *rest: object) -> dict:
         if not (out / unit).is_dir():
             trained.append(name)
-            if name == "js" and len(trained) < 8:
+            if trained.count("js") == 1 and name == "js":
                 raise KeyboardInterrupt
         return train(self, name, unit, *rest)  # type: ignore[arg-type]
 

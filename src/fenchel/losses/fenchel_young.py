@@ -8,7 +8,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from fenchel._checks import holds
+from fenchel.checks import holds
 from fenchel.divergences import FDivergence
 from fenchel.divergences import divergence as find
 from fenchel.errors import InputError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fenchel._checks import holds
+from fenchel.checks import holds
 from fenchel.errors import InputError
 
 

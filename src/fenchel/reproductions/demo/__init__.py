@@ -10,8 +10,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import datasets
-import transformers
 from rich.console import Console
 
 from fenchel.report import print_table, render
@@ -28,8 +26,6 @@ def run(config: DemoConfig) -> Path:
     size = QUICK if config.quick else FULL
     settings = {"seed": config.seed, "seeds": config.seeds, "quick": config.quick}
     workspace = Workspace(Path(config.out), settings, overwrite=config.overwrite)
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
     console = Console()
     with Session(size, workspace, console, config) as session:
         session.prepare()

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
-import transformers
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerFast
 
 from fenchel.reproductions import corpus
 from fenchel.reproductions.demo.recipe import BASELINE, DIVERGENCES, PROMPTS, Size
 from fenchel.reproductions.workspace import Workspace
-from fenchel.training import packing, tokenization
-from fenchel.training.configs import DataConfig, DemoConfig, DistillConfig, ModelConfig, SFTConfig
+from fenchel.training.configs import DemoConfig, DistillConfig, ModelConfig, SFTConfig
 from fenchel.training.evaluation import evaluate_model
+from fenchel.training.fit import batches, fit, prepare_process, train_tokenizer, windows
 from fenchel.training.generation import sample
 from fenchel.training.models import load_model, load_tokenizer, prepare
 from fenchel.training.objectives import Distillation, SupervisedFineTuning
-from fenchel.training.trainer import FenchelTrainer, Objective
+from fenchel.training.trainer import Objective
 
 
 class Session:
@@ -50,6 +42,7 @@ class Session:
 
     def __enter__(self) -> Session:
         torch.set_flush_denormal(True)
+        prepare_process(self.config.seed)
         self.progress.start()
         return self
 
@@ -63,13 +56,9 @@ class Session:
         self.tokenizer_path = self.workspace.path / "tokenizer"
         with self.workspace.unit("tokenizer") as (path, done):
             if not done:
-                _train_tokenizer(self.documents[0], self.size.vocabulary).save_pretrained(str(path))
+                train_tokenizer(self.documents[0], self.size.vocabulary).save_pretrained(str(path))
         self.tokenizer = load_tokenizer(str(self.tokenizer_path))
-        how = DataConfig(max_length=self.size.window)
-        self.rows, held_out = (
-            tokenization.tokenize(datasets.Dataset.from_dict({"text": texts}), self.tokenizer, how)
-            for texts in self.documents
-        )
+        self.rows, held_out = (windows(texts, self.tokenizer, self.size.window) for texts in self.documents)
         held_out = held_out.shuffle(seed=0)
         self.held_out = held_out.select(range(min(self.size.held_out_rows, len(held_out))))
         self.curve_rows = self.held_out.select(range(min(self.size.curve_rows, len(self.held_out))))
@@ -80,9 +69,6 @@ class Session:
             teacher = load_model(str(self.workspace.path / "teacher"))
             self._teacher = teacher.requires_grad_(False).eval()
         return self._teacher
-
-    def batches(self, rows: Any) -> DataLoader[Any]:
-        return DataLoader(rows, batch_size=16, collate_fn=packing.Collator(self.tokenizer.pad_token_id))
 
     def train_teacher(self) -> dict[str, Any]:
         """Pretrain the teacher on the text."""
@@ -116,7 +102,7 @@ class Session:
             if done:
                 self.progress.advance(self.whole, steps)
                 return json.loads((path / "figures.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-            transformers.set_seed(seed)
+            prepare_process(seed)
             start = ModelConfig(
                 model_name_or_path=origin if teacher is not None else None,
                 model_config=origin if teacher is None else None,
@@ -127,7 +113,7 @@ class Session:
             curve: list[tuple[int, float]] = []
 
             def measure(step: int) -> None:
-                rows = self.batches(self.curve_rows)
+                rows = batches(self.curve_rows, self.tokenizer)
                 found = evaluate_model(model, self.tokenizer, rows, teacher=teacher)
                 curve.append((step, found["kl_teacher_student"]))
 
@@ -139,14 +125,24 @@ class Session:
 
             if teacher is not None:
                 measure(0)
-            losses = self._fit(model, _objective(name, teacher), steps, seed, advance, path / "trainer")
+            losses = fit(
+                model,
+                _objective(name, teacher),
+                self.rows,
+                self.tokenizer,
+                steps=steps,
+                batch=self.size.batch,
+                learning_rate=2e-3,
+                seed=seed,
+                on_step=advance,
+            )
             model.eval()
             figures = {
                 "losses": losses,
                 "curve": curve,
                 "parameters": model.num_parameters(),
                 "evaluation": evaluate_model(
-                    model, self.tokenizer, self.batches(self.held_out), teacher=teacher
+                    model, self.tokenizer, batches(self.held_out, self.tokenizer), teacher=teacher
                 ),
                 "samples": sample(
                     model,
@@ -159,77 +155,12 @@ class Session:
             }
             model.save_pretrained(path)
             self.tokenizer.save_pretrained(path)
-            shutil.rmtree(path / "trainer", ignore_errors=True)
             (path / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
             self.progress.remove_task(task)
             return figures
-
-    def _fit(
-        self,
-        model: Any,
-        objective: Objective,
-        steps: int,
-        seed: int,
-        advance: Callable[[int], None],
-        scratch: Path,
-    ) -> list[tuple[int, float]]:
-        """Train for `steps`; returns (step, mean loss since the last one) every few steps."""
-        arguments = transformers.TrainingArguments(
-            output_dir=str(scratch),
-            max_steps=steps,
-            per_device_train_batch_size=self.size.batch,
-            learning_rate=2e-3,
-            adam_beta2=0.95,
-            lr_scheduler_type="cosine",
-            warmup_steps=steps // 10,
-            weight_decay=0.05,
-            max_grad_norm=1.0,
-            seed=seed,
-            logging_steps=max(1, steps // 40),
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-        )
-        trainer = FenchelTrainer(
-            objective=objective,
-            model=model,
-            args=arguments,
-            train_dataset=self.rows,
-            data_collator=packing.Collator(self.tokenizer.pad_token_id),
-            callbacks=[_OnStep(advance)],
-        )
-        trainer.remove_callback(transformers.PrinterCallback)
-        trainer.train()
-        return [(int(log["step"]), log["loss"]) for log in trainer.state.log_history if "loss" in log]
-
-
-class _OnStep(transformers.TrainerCallback):
-    def __init__(self, call: Callable[[int], None]) -> None:
-        self.call = call
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.call(state.global_step)
 
 
 def _objective(name: str, teacher: Any) -> Objective:
     if name in DIVERGENCES:
         return Distillation(teacher, DistillConfig(divergence=name))
     return SupervisedFineTuning(SFTConfig())
-
-
-def _train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE: every text has a token sequence, and decoding gives it back."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    end = "<|endoftext|>"
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[end],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, pad_token=end)

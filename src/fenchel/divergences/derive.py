@@ -12,7 +12,7 @@ from torch import Tensor
 from fenchel.errors import InputError
 
 if TYPE_CHECKING:
-    from fenchel.divergences import FDivergence
+    from fenchel.divergences.record import FDivergence
 
 Elementwise = Callable[[Tensor], Tensor]
 _LOG_RANGE = 340.0  # e^±340 and its square stay inside float64
