@@ -14,7 +14,8 @@ LN2 = np.log(LD(2))
 
 
 def parse(name: str) -> tuple[str, float]:
-    family, _, order = name.partition(":")
+    limits = {"alpha:0": "reverse-kl", "alpha:1": "generalized-kl"}
+    family, _, order = limits.get(name, name).partition(":")
     return (family, float(order)) if order else (family, 0.0)
 
 
@@ -126,7 +127,7 @@ def solve(name: str, theta: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, LD]:
         with np.errstate(over="ignore"):
             return (measure * _ratio(name, s, distance)).sum() - 1
 
-    positive_only = name not in ("kl", "generalized-kl", "jeffreys")
+    positive_only = parse(name)[0] not in ("kl", "generalized-kl", "jeffreys")
     low, high = (LD("1e-12"), LD("1e12")) if positive_only else (LD(-1e12), LD(1e12))
     narrow = 0
     for kind, resolution in ((np.float64, 1e-13), (LD, 3e-19)):  # most of the bisection in 64 bits

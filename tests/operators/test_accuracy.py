@@ -93,11 +93,11 @@ def test_large_vocabulary_everywhere(name: str, measure: str, scale: float) -> N
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 1000])
 def test_steep_records(name: str, measure: str, size: int) -> None:
-    """Above α = 2 p has an unbounded derivative at the threshold: fp32 keeps half of its digits there."""
+    """Above α = 2 the derivative of p is unbounded at the threshold, which costs digits there."""
     for scale in SCALES:
         found = errors(name, *problem(size, measure, scale))
-        assert found["p"] <= 1e-11 and found["sum"] <= 1e-14, found
-        assert found["kkt32"] <= 1e-5 and found["sum32"] <= 1e-6, found
+        assert found["p"] <= 1e-10 and found["sum"] <= 1e-14, found
+        assert found["kkt32"] <= 1e-6 and found["sum32"] <= 1e-6, found
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,6 +11,8 @@ import pytest
 from fenchel.cli import main
 from fenchel.reproductions import corpus, demo
 from fenchel.reproductions.demo import recipe, session
+from fenchel.reproductions.demo.results import COLUMNS, results_of
+from fenchel.training.configs import DemoConfig
 
 TINY = replace(
     recipe.QUICK,
@@ -77,6 +79,22 @@ def test_interrupt_continue_refuse(
     (out / "report.html").unlink()
     assert main(["report", str(out)]) == 0
     assert (out / "report.html").read_bytes() == report
+
+
+@pytest.mark.parametrize("distance", [0.4, 0.6])
+def test_claims_are_decided_by_the_figures(distance: float) -> None:
+    """One student that is farther away than the baseline (0.5) is enough to refute both claims."""
+
+    def figures(kl: float) -> dict:
+        names = [str(column["key"]) for column in COLUMNS]
+        evaluation = {**dict.fromkeys(names, kl), "tokens": 1}
+        return {"evaluation": evaluation, "losses": [], "curve": [], "parameters": 1, "samples": []}
+
+    students = {name: figures(0.1) for name in recipe.DIVERGENCES} | {recipe.BASELINE: figures(0.5)}
+    students["js"] = figures(distance)
+    found = results_of(DemoConfig(), TINY, (["a"], ["b"]), figures(0.0), {0: students}, 1.0)
+    assert [claim["holds"] for claim in found["claims"]] == [distance < 0.5] * 2
+    assert "js" in found["claims"][0]["figures"]
 
 
 def test_students_share_their_start_and_batches(tmp_path: Path) -> None:

@@ -65,11 +65,11 @@ def test_draws_have_the_matching_probabilities(fixed: Any, name: str, temperatur
 
 
 def test_temperature_acts_before_the_operator() -> None:
-    processor = MatchingLogitsProcessor("alpha:2", temperature=0.5)
+    processor = MatchingLogitsProcessor("alpha:2", temperature=2.0)
     produced = processor(torch.zeros(1, 1, dtype=torch.long), LOGITS[None]).exp()
-    torch.testing.assert_close(produced[0], fenchel.f_softargmax(LOGITS / 0.5, "alpha:2"))
-    after = (fenchel.f_softargmax(LOGITS, "alpha:2").log() / 0.5).softmax(-1)
-    assert (produced[0] - after).abs().max() > 0.1
+    torch.testing.assert_close(produced[0], fenchel.f_softargmax(LOGITS / 2, "alpha:2"))
+    after = (fenchel.f_softargmax(LOGITS, "alpha:2").log() / 2).softmax(-1)
+    assert (produced[0] - after).abs().max() > 0.05
 
 
 def test_works_inside_plain_generate(fixed: Any) -> None:

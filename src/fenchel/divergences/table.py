@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import lru_cache
 from types import MappingProxyType
 
 import torch
@@ -96,7 +95,6 @@ def _power(
     )
 
 
-@lru_cache(maxsize=256)
 def alpha(a: float) -> FDivergence:
     """The α-divergence, f(u) = (u^a - 1 - a(u - 1)) / (a (a - 1)), for any finite a.
 
@@ -124,9 +122,19 @@ def alpha(a: float) -> FDivergence:
     """
     if not math.isfinite(a):
         raise InputError(f"alpha must be a finite number, received {a}; for example 'alpha:1.5'")
+    a = float(a)
+    if a not in _ALPHAS:
+        _ALPHAS[a] = _alpha(a)
+    return _ALPHAS[a]
+
+
+_ALPHAS: dict[float, FDivergence] = {}
+
+
+def _alpha(a: float) -> FDivergence:
     return _power(
-        f"alpha:{a:g}",
-        float(a),
+        f"alpha:{a:.12g}",
+        a,
         formula="(u^a - 1 - a(u - 1)) / (a(a - 1))",
         ref="Cichocki and Amari, 2010, Entropy 12; " + _ROULET,
     )

@@ -46,7 +46,11 @@ class _Solution(torch.autograd.Function):
 
     @staticmethod
     def forward(scores: Tensor, q: Optional, record: FDivergence) -> tuple[Tensor, Tensor, Tensor]:
-        return find_root(scores.amax(-1, keepdim=True) - scores, q, record)
+        gap = scores.amax(-1, keepdim=True) - scores
+        if record.kappa > 1:  # α > 2 needs more digits than float32 has, near the threshold
+            p, value, threshold = find_root(gap.double(), None if q is None else q.double(), record)
+            return p.to(scores.dtype), value.to(scores.dtype), threshold.to(scores.dtype)
+        return find_root(gap, q, record)
 
     @staticmethod
     def setup_context(
@@ -156,8 +160,7 @@ def find_root(gap: Tensor, q: Optional, record: FDivergence) -> tuple[Tensor, Te
     """
     if record.name == "kl" or record.name == "generalized-kl":
         return _closed_form_kl(gap, q, record)
-    present = torch.isfinite(gap)
-    measure = present.to(gap.dtype) if q is None else torch.where(present, q, 0.0)
+    measure = torch.ones_like(gap) if q is None else q
     low = 1 / measure.sum(-1, keepdim=True)
     high = 1 / torch.where(gap == 0, measure, 0.0).sum(-1, keepdim=True)
     ratio = high

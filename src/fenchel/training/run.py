@@ -126,7 +126,7 @@ def training_arguments(arguments: dict[str, Any]) -> transformers.TrainingArgume
         _check_unused(output)
     try:
         return transformers.TrainingArguments(
-            **{"report_to": "none", "logging_steps": 10, **arguments},
+            **{"report_to": "none", "logging_steps": 10, "disable_tqdm": False, **arguments},
             remove_unused_columns=False,
             prediction_loss_only=True,
         )
