@@ -33,7 +33,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"operators"}),
     frozenset({"kernels"}),
     frozenset({"divergences"}),
-    frozenset({"errors", "checks"}),
+    frozenset({"errors", "checks", "files"}),
 )
 LEVEL = {package: level for level, layer in enumerate(LAYERS) for package in layer}
 

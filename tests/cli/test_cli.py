@@ -116,7 +116,7 @@ class TestHelp:
     def test_common_training_options_are_as_told(self) -> None:
         from transformers import TrainingArguments
 
-        defaults = {f.name: f.default for f in fields(TrainingArguments)}
+        defaults = {f.name: f.default for f in fields(TrainingArguments)} | {"logging_steps": 10}
         for name, (_, text) in COMMON_TRAINING.items():
             assert name in training_options()
             if "(default: " in text:

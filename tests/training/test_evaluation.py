@@ -53,7 +53,8 @@ def test_against_the_hand(tokenizer: PreTrainedTokenizerFast) -> None:
     assert results["accuracy"] == 0.5
     assert results["calibration_error"] == pytest.approx(0.0, abs=1e-6)  # sure to 0.5, right half the time
     assert results["support_size"] == 3
-    assert set(results) == {"tokens", "bits_per_byte", "accuracy", "calibration_error", "support_size"}
+    figures = {"tokens", "bits_per_byte", "ruled_out", "accuracy", "calibration_error", "support_size"}
+    assert set(results) == figures
 
 
 def test_calibration_error(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -94,6 +95,7 @@ def test_a_sparse_model_that_rules_out_the_truth(tokenizer: PreTrainedTokenizerF
     model = Fixed({a: 0.6, b: 0.4, c: 1e-3})
     results = evaluate_model(model, tokenizer, [batch([a, b, c])], divergence="alpha:2")
     assert results["bits_per_byte"] == math.inf
+    assert results["ruled_out"] == 0.5
     assert results["support_size"] == 2
     assert math.isfinite(evaluate_model(model, tokenizer, [batch([a, b, c])])["bits_per_byte"])
 

@@ -164,8 +164,11 @@ def test_the_held_out_split_is_evaluated(place: Path) -> None:
 
 
 class TestResume:
-    RUN = [*SFT[:4], "--max_steps", "9", "--save_steps", "2", "--lr_scheduler_type", "linear"]
-    RUN += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
+    RUN = (
+        *SFT[:4],
+        *("--max_steps", "9", "--save_steps", "2", "--lr_scheduler_type", "linear"),
+        *("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"),
+    )
 
     def interrupted(self, step: int) -> None:
         """The run in a process of its own, that Ctrl-C ends after `step` steps."""

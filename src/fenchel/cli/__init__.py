@@ -85,11 +85,11 @@ def _user_message(error: Exception) -> str | None:
             return None
         extras = "train,report" if module in _REPORT_MODULES else "train"
         return f'{module} is not installed; pip install "fenchel[{extras}]"'
-    if any(sign in str(error) for sign in _DISK_FULL_SIGNS):
-        return f"a file could not be written, is the disk full? ({_one_line(error)})"
     if isinstance(error, OSError) and error.errno in _USER_OS_ERRORS:
         where = f": {str(error.filename)!r}" if error.filename is not None else ""
         return f"{_USER_OS_ERRORS[error.errno]}{where}"
+    if any(sign in str(error) for sign in _DISK_FULL_SIGNS):
+        return f"a file could not be written, is the disk full? ({_one_line(error)})"
     return None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fenchel.errors import InputError
+from fenchel.files import write_whole
 from fenchel.training.configs import (
     DataConfig,
     DemoConfig,
@@ -94,9 +95,7 @@ def _evaluate(config: EvaluateConfig) -> None:
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     Console().print(table)
     if config.output is not None:
-        partial = Path(f"{config.output}.part")
-        partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        partial.replace(config.output)
+        write_whole(Path(config.output), json.dumps(results, indent=2) + "\n")
         print(f"written to {config.output}")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fenchel.errors import InputError
+from fenchel.files import write_whole
 from fenchel.report.aggregate import ARROWS, cells, spread_note
 from fenchel.report.figures import curve_pictures, dot_pictures
 from fenchel.report.operator_figures import operator_pictures
@@ -51,7 +51,7 @@ def render(results: dict[str, Any], path: Path) -> Path:
         curves=curve_pictures(checked["panels"], names),
         operators=operator_pictures(checked["operators"], names) if checked["operators"] else [],
     )
-    _write_atomically(html, path)
+    _write(html, path)
     return path
 
 
@@ -63,16 +63,10 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
-def _write_atomically(text: str, path: Path) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+def _write(text: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # A model's sample may hold half a surrogate pair, which UTF-8 cannot.
-            aside.write_bytes(text.encode("utf-8", errors="replace"))
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_whole(path, text)
     except OSError as error:
         raise InputError(
             f"cannot write the report to {path}: {error.strerror}; choose a writable path"

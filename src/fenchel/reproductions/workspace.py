@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fenchel.errors import InputError
+from fenchel.files import write_whole
 
 _SETTINGS, _RESULTS = "run.json", "results.json"
 
@@ -48,12 +49,8 @@ class Workspace:
         self.write(_SETTINGS, settings)
 
     def write(self, name: str, content: dict[str, Any]) -> Path:
-        """Write JSON so that the file is either whole or as it was."""
-        target = self.path / name
-        partial = target.with_name(f"{target.name}.part")
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, target)
-        return target
+        """Write JSON; the file is whole or as it was."""
+        return write_whole(self.path / name, json.dumps(content, indent=1) + "\n")
 
     def finish(self, results: dict[str, Any]) -> None:
         self.write(_RESULTS, results)

@@ -38,6 +38,7 @@ def evaluate_model(
         tokens, the number of predictions;
         bits_per_byte, -log2 p(token) over the bytes of the predicted text (inf when a sparse model gave
         some token probability zero);
+        ruled_out, the share of such tokens;
         accuracy, the share of tokens that were the most likely one;
         calibration_error, in 15 bins of the largest probability;
         support_size, the mean number of tokens with positive probability;
@@ -48,7 +49,9 @@ def evaluate_model(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    sums = dict.fromkeys(("nats", "bytes", "support", *(_TO_TEACHER if teacher is not None else ())), 0.0)
+    sums = dict.fromkeys(
+        ("nats", "bytes", "ruled_out", "support", *(_TO_TEACHER if teacher is not None else ())), 0.0
+    )
     confidence: list[Tensor] = []
     correct: list[Tensor] = []
     for batch in batches:
@@ -56,7 +59,9 @@ def evaluate_model(
         mask, targets = targets_of(batch)
         p = f_softargmax(scores_at(model, batch, mask), record)
         log_p = p.log()
-        sums["nats"] -= float(log_p.gather(-1, targets.unsqueeze(-1)).double().sum())
+        log_likelihood = log_p.gather(-1, targets.unsqueeze(-1))
+        sums["nats"] -= float(log_likelihood.double().sum())
+        sums["ruled_out"] += float(torch.isinf(log_likelihood).sum())
         sums["support"] += float((p > 0).sum())
         top, guess = p.max(-1)
         confidence.append(top.cpu())
@@ -76,6 +81,7 @@ def evaluate_model(
     results = {
         "tokens": tokens,
         "bits_per_byte": sums["nats"] / math.log(2) / max(sums["bytes"], 1),
+        "ruled_out": sums["ruled_out"] / tokens,
         "accuracy": float(torch.cat(correct).double().mean()),
         "calibration_error": float(expected_calibration_error(torch.cat(confidence), torch.cat(correct))),
         "support_size": sums["support"] / tokens,

@@ -36,7 +36,7 @@ from fenchel.training.trainer import FenchelTrainer, Objective
 
 def sft(model: ModelConfig, data_config: DataConfig, objective: SFTConfig, arguments: dict[str, Any]) -> Path:
     """Fine-tune `model` with the Fenchel-Young loss; returns the directory of the trained model."""
-    settings = training_arguments(arguments)
+    settings = training_arguments(arguments, data_config)
     transformers.set_seed(settings.seed)  # new weights, of a model or an adapter
     network, tokenizer = prepare(model)
     return _train(network, tokenizer, data_config, SupervisedFineTuning(objective), settings)
@@ -57,7 +57,7 @@ def distill(
     """Train `model` towards the teacher's next-token distribution on the data's sequences."""
     if objective.teacher_model_name_or_path is None:
         raise InputError("distill needs a teacher; pass --teacher_model_name_or_path")
-    settings = training_arguments(arguments)
+    settings = training_arguments(arguments, data_config)
     transformers.set_seed(settings.seed)
     network, tokenizer = prepare(model)
     teacher = load_model(objective.teacher_model_name_or_path, trust_remote_code=model.trust_remote_code)
@@ -116,7 +116,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     return evaluate_model(model, tokenizer, batches, divergence=config.divergence, teacher=teacher)
 
 
-def training_arguments(arguments: dict[str, Any]) -> transformers.TrainingArguments:
+def training_arguments(arguments: dict[str, Any], data_config: DataConfig) -> transformers.TrainingArguments:
     """`TrainingArguments` with what every objective here needs; its complaints as `InputError`."""
     output = Path(arguments.get("output_dir") or "")
     if not arguments.get("output_dir"):
@@ -126,7 +126,13 @@ def training_arguments(arguments: dict[str, Any]) -> transformers.TrainingArgume
         _check_unused(output)
     try:
         return transformers.TrainingArguments(
-            **{"report_to": "none", "logging_steps": 10, "disable_tqdm": False, **arguments},
+            **{
+                "report_to": "none",
+                "logging_steps": 10,
+                "disable_tqdm": False,
+                "eval_strategy": "epoch" if data_config.dataset_test_split else "no",
+                **arguments,
+            },
             remove_unused_columns=False,
             prediction_loss_only=True,
         )
@@ -157,6 +163,10 @@ def _train(
         )
         tokens = tokenization.tokenize(raw, tokenizer, config)
         rows[role] = packing.pack(tokens, config.max_length) if config.packing else tokens
+    if settings.eval_strategy != "no" and "test" not in rows:
+        raise InputError(
+            f"eval_strategy is {settings.eval_strategy}; pass --dataset_test_split to evaluate on"
+        )
     if config.streaming and settings.max_steps <= 0:
         raise InputError("a streamed data set has no known length; pass --max_steps")
     checkpoint = _checkpoint(settings)
