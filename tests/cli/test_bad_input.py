@@ -156,9 +156,10 @@ class TestModels:
 class TestNumbers:
     @pytest.mark.parametrize("name", ["kll", "alpha:nan", "alpha:inf", "alpha:", "alpha:x"])
     def test_divergence(self, name: str, refused: Refusal) -> None:
+        said = name.partition(":")[2] or name
         for verb in READING:
-            assert name.partition(":")[2] or name in refused(verb, divergence=name)
-        refused("generate", data=None, prompt="a", divergence=name)
+            assert said in refused(verb, divergence=name)
+        assert said in refused("generate", data=None, prompt="a", divergence=name)
 
     @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
     def test_temperature(self, value: str, refused: Refusal) -> None:
@@ -169,8 +170,11 @@ class TestNumbers:
     def test_streaming_without_steps(self, refused: Refusal) -> None:
         assert "--max_steps" in refused("sft", streaming=True, max_steps=None)
 
+    def test_evaluation_of_nothing(self, refused: Refusal) -> None:
+        assert "pass --dataset_test_split" in refused("sft", eval_strategy="steps", eval_steps=1)
+
     def test_what_transformers_refuses(self, refused: Refusal) -> None:
-        refused("sft", eval_strategy="steps", per_device_train_batch_size=4, load_best_model_at_end=True)
+        assert "load_best_model_at_end" in refused("sft", load_best_model_at_end=True)
 
 
 class TestOutput:

@@ -40,7 +40,6 @@ def matching_logits(
         tensor([0.7500, 0.2500, 0.0000])
 
     Reference:
-        Roulet, Liu, Vieillard, Sander and Blondel, 2025, arXiv 2501.18537, Section 5 (decoding with the
-        f-softargmax of the training loss).
+        Roulet, Liu, Vieillard, Sander and Blondel, 2025, arXiv 2501.18537 (f-softargmax).
     """
     return f_softargmax(logits, divergence, reference=reference, temperature=temperature, dim=dim).log()

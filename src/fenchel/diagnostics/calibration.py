@@ -31,7 +31,7 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor, *, bins: int
 
     Reference:
         Naeini, Cooper and Hauskrecht, 2015, AAAI; Guo, Pleiss, Sun and Weinberger, 2017,
-        arXiv 1706.04599, Equation 3.
+        arXiv 1706.04599.
     """
     if confidence.shape != correct.shape or confidence.dim() != 1 or bins < 1:
         raise InputError(

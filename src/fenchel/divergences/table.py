@@ -13,7 +13,7 @@ from fenchel.divergences.record import FDivergence
 from fenchel.errors import InputError, nearest
 
 _ALI_SILVEY = "Ali and Silvey, 1966; Csiszár, 1967"
-_ROULET = "Roulet, Liu, Vieillard, Sander and Blondel, 2025, arXiv 2501.18537, Table 1"
+_ROULET = "Roulet, Liu, Vieillard, Sander and Blondel, 2025, arXiv 2501.18537"
 
 
 def _log(u: Tensor) -> Tensor:
@@ -246,7 +246,7 @@ def divergence(name: str | FDivergence) -> FDivergence:
         -1.0
 
     Reference:
-        Roulet et al., 2025, arXiv 2501.18537, Table 1.
+        Roulet et al., 2025, arXiv 2501.18537.
     """
     if isinstance(name, FDivergence):
         return name

@@ -117,8 +117,8 @@ def fenchel_young_loss(
                 [ 0.0000,  0.0000,  0.0000]])
 
     Reference:
-        Blondel, Martins and Niculae, 2020, arXiv 1901.02324, Definition 1; Roulet, Liu, Vieillard, Sander
-        and Blondel, 2025, arXiv 2501.18537, Equation 6.
+        Blondel, Martins and Niculae, 2020, arXiv 1901.02324 (Fenchel-Young losses); Roulet, Liu,
+        Vieillard, Sander and Blondel, 2025, arXiv 2501.18537 (those of f-divergences).
     """
     record = find(divergence)
     check_logits(logits, dim)

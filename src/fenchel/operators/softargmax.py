@@ -53,7 +53,7 @@ def f_softargmax(
         tensor([0.2500, 0.7500])
 
     Reference:
-        Roulet, Liu, Vieillard, Sander and Blondel, 2025, arXiv 2501.18537, Proposition 1 and Algorithm 1;
+        Roulet, Liu, Vieillard, Sander and Blondel, 2025, arXiv 2501.18537 (f-softargmax);
         Jacobian: Blondel, Martins and Niculae, 2020, arXiv 1901.02324.
     """
     return _apply(logits, divergence, reference, dim, temperature)[0]
@@ -93,7 +93,7 @@ def f_softmax(
         -0.7188
 
     Reference:
-        Roulet, Liu, Vieillard, Sander and Blondel, 2025, arXiv 2501.18537, Equation 4.
+        Roulet, Liu, Vieillard, Sander and Blondel, 2025, arXiv 2501.18537 (f-softmax).
     """
     return _apply(logits, divergence, reference, dim, temperature)[1]
 
@@ -134,7 +134,7 @@ def f_threshold(
         tensor(1.2500)
 
     Reference:
-        Roulet, Liu, Vieillard, Sander and Blondel, 2025, arXiv 2501.18537, Proposition 1.
+        Roulet, Liu, Vieillard, Sander and Blondel, 2025, arXiv 2501.18537 (the root τ).
     """
     return _apply(logits, divergence, reference, dim, temperature)[2]
 
@@ -180,7 +180,7 @@ def sparsemax(logits: Tensor, *, dim: int = -1, temperature: float | Tensor = 1.
         tensor([0.7500, 0.2500, 0.0000])
 
     Reference:
-        Martins and Astudillo, 2016, arXiv 1602.02068, Equation 2.
+        Martins and Astudillo, 2016, arXiv 1602.02068.
     """
     return f_softargmax(logits, "alpha:2", dim=dim, temperature=temperature)
 
@@ -202,7 +202,7 @@ def entmax15(logits: Tensor, *, dim: int = -1, temperature: float | Tensor = 1.0
         tensor([0.8307, 0.1693, 0.0000])
 
     Reference:
-        Peters, Niculae and Martins, 2019, arXiv 1905.05702, Equation 5.
+        Peters, Niculae and Martins, 2019, arXiv 1905.05702.
     """
     return f_softargmax(logits, "alpha:1.5", dim=dim, temperature=temperature)
 

@@ -31,7 +31,7 @@ _LLAMA = "llama:max_position_embeddings=256,tie_word_embeddings=true,num_attenti
 FULL = Size(
     teacher=f"{_LLAMA},hidden_size=256,intermediate_size=672,num_hidden_layers=3",
     student=f"{_LLAMA},hidden_size=96,intermediate_size=256,num_hidden_layers=3",
-    teacher_steps=800,
+    teacher_steps=600,
     start_steps=200,
     student_steps=200,
     held_out_rows=128,
