@@ -83,6 +83,7 @@ def test_end_of_text_costs_bits_but_is_no_byte(tokenizer: PreTrainedTokenizerFas
 def test_spaces_before_punctuation_are_bytes_too(trained: str) -> None:
     tokenizer = tokenizer_of(trained)
     tokenizer.clean_up_tokenization_spaces = True
+    tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
     ids = tokenizer("a , b .", add_special_tokens=False)["input_ids"]
     model = Fixed({}, rest=0.0)
     results = evaluate_model(model, tokenizer, [batch(ids)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +96,9 @@ def _evaluate(config: EvaluateConfig) -> None:
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     Console().print(table)
     if config.output is not None:
-        write_whole(Path(config.output), json.dumps(results, indent=2) + "\n")
+        # JSON has no infinity: a figure that is not finite is null there.
+        finite = {name: value if math.isfinite(value) else None for name, value in results.items()}
+        write_whole(Path(config.output), json.dumps(finite, indent=2) + "\n")
         print(f"written to {config.output}")
 
 
