@@ -147,7 +147,8 @@ def _conjugate(u: Tensor, record: FDivergence) -> Tensor:
 # Evaluations of S that reach working precision, with a margin (tests/operators/test_accuracy.py: V up to
 # 131072, scores of scale 1e-3 to 1e4, q of spread 1e6). Above α = 2 the derivative of f*' is unbounded at
 # the threshold, Newton's steps can shrink to nothing there, and every second step bisects.
-_STEPS, _STEPS_STEEP = 20, 80
+# After a closed form, steps only restore the last digits of its sums.
+_STEPS, _STEPS_STEEP, _STEPS_SORTED = 20, 80, 4
 
 
 def find_root(gap: Tensor, q: Optional, record: FDivergence) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,19 +156,21 @@ def find_root(gap: Tensor, q: Optional, record: FDivergence) -> tuple[Tensor, Te
 
     Newton's method on S in the coordinate (U^κ - 1)/κ, on which S^κ is nearly linear, from the upper
     end of the bracket 1/Σq <= U <= 1/q_J, where it is monotone; a step that leaves the bracket is
-    replaced by the geometric mean of its ends. What remains of 1 - S, below the resolution of U, is
+    replaced by the geometric mean of its ends. In float64, α = 2 and 1.5 start from their sorted closed
+    form; KL needs no search. What remains of 1 - S, below the resolution of U, is
     handed out by one last Newton step taken on p itself.
     """
     if record.name == "kl" or record.name == "generalized-kl":
         return _closed_form_kl(gap, q, record)
+    kappa = record.kappa
     measure = torch.ones_like(gap) if q is None else q
     low = 1 / measure.sum(-1, keepdim=True)
     high = 1 / torch.where(gap == 0, measure, 0.0).sum(-1, keepdim=True)
-    ratio = high
+    exact = kappa in (0.5, 1.0) and gap.dtype == torch.float64  # float32 sums would lose digits
+    ratio = _sorted_closed_form(gap, measure, record).clamp(low, high) if exact else high
     tolerance = torch.finfo(gap.dtype).eps ** 0.5
-    kappa = record.kappa
     early_exit = gap.device.type == "cpu" and not torch.compiler.is_compiling()
-    for i in range(_STEPS_STEEP if kappa > 1 else _STEPS):
+    for i in range(_STEPS_SORTED if exact else _STEPS_STEEP if kappa > 1 else _STEPS):
         p, total, w, weight = _evaluate(ratio, gap, measure, record)
         slope = weight / (total * record.elasticity(ratio))
         log_total = total.log()
@@ -205,6 +208,27 @@ def _evaluate(
     p = measure * u
     w = torch.where(u > 0, p * record.elasticity(torch.where(u > 0, u, 1.0)), 0.0)
     return p, p.sum(-1, keepdim=True), w, w.sum(-1, keepdim=True)
+
+
+def _sorted_closed_form(gap: Tensor, measure: Tensor, record: FDivergence) -> Tensor:
+    """U for α = 2 (κ = 1) and α = 1.5 (κ = ½), whatever the scale of f, by sorting.
+
+    With B = U^κ and h_j = κ gap_j / scale, Σ q_j max(B - h_j, 0)^(1/κ) = 1 is linear or quadratic in B
+    once the support is known, and the support is a prefix of the classes sorted by h.
+    """
+    kappa = record.kappa
+    h, order = (gap * (kappa * record.elasticity(torch.ones_like(gap[..., :1])))).sort(-1)
+    weights = measure.gather(-1, order)
+    # Beyond the largest possible B a class has no part in the support; inf would spoil the sums.
+    h = h.minimum(weights[..., :1] ** -kappa)
+    mass, first = weights.cumsum(-1), (weights * h).cumsum(-1)
+    if kappa == 1:
+        base = (1 + first) / mass
+    else:
+        spread = (weights * h * h).cumsum(-1) - 1
+        base = (first + (first**2 - mass * spread).clamp_min(0).sqrt()) / mass
+    count = (base > h).sum(-1, keepdim=True).clamp_min(1)
+    return base.gather(-1, count - 1) ** (1 / kappa)
 
 
 def _closed_form_kl(gap: Tensor, q: Optional, record: FDivergence) -> tuple[Tensor, Tensor, Tensor]:
