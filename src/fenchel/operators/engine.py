@@ -147,8 +147,7 @@ def _conjugate(u: Tensor, record: FDivergence) -> Tensor:
 # Evaluations of S that reach working precision, with a margin (tests/operators/test_accuracy.py: V up to
 # 131072, scores of scale 1e-3 to 1e4, q of spread 1e6). Above α = 2 the derivative of f*' is unbounded at
 # the threshold, Newton's steps can shrink to nothing there, and every second step bisects.
-# After a closed form, steps only restore the last digits of its sums.
-_STEPS, _STEPS_STEEP, _STEPS_SORTED = 20, 80, 4
+_STEPS, _STEPS_STEEP = 20, 80
 
 
 def find_root(gap: Tensor, q: Optional, record: FDivergence) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,8 +155,8 @@ def find_root(gap: Tensor, q: Optional, record: FDivergence) -> tuple[Tensor, Te
 
     Newton's method on S in the coordinate (U^κ - 1)/κ, on which S^κ is nearly linear, from the upper
     end of the bracket 1/Σq <= U <= 1/q_J, where it is monotone; a step that leaves the bracket is
-    replaced by the geometric mean of its ends. In float64, α = 2 and 1.5 start from their sorted closed
-    form; KL needs no search. What remains of 1 - S, below the resolution of U, is
+    replaced by the geometric mean of its ends. In float64, α = 2 and 1.5 take their sorted closed form
+    instead, and KL has one in every type. What remains of 1 - S, below the resolution of U, is
     handed out by one last Newton step taken on p itself.
     """
     if record.name == "kl" or record.name == "generalized-kl":
@@ -170,7 +169,7 @@ def find_root(gap: Tensor, q: Optional, record: FDivergence) -> tuple[Tensor, Te
     ratio = _sorted_closed_form(gap, measure, record).clamp(low, high) if exact else high
     tolerance = torch.finfo(gap.dtype).eps ** 0.5
     early_exit = gap.device.type == "cpu" and not torch.compiler.is_compiling()
-    for i in range(_STEPS_SORTED if exact else _STEPS_STEEP if kappa > 1 else _STEPS):
+    for i in range(0 if exact else _STEPS_STEEP if kappa > 1 else _STEPS):
         p, total, w, weight = _evaluate(ratio, gap, measure, record)
         slope = weight / (total * record.elasticity(ratio))
         log_total = total.log()
