@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
 Answer = dict[str, Any]
 
@@ -26,9 +28,11 @@ class FakeServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, model: Any, *, name: str = "teacher", key: str = "", dev: bool = False) -> None:
+    def __init__(
+        self, model: Any, *, name: str = "teacher", key: str = "", dev: bool = False, tokenizer: Any = None
+    ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.model, self.key, self.dev = model, key, dev
+        self.model, self.key, self.dev, self.tokenizer = model, key, dev, tokenizer
         self.names = [name]
         self.answering = name
         self.faults: list[Any] = []
@@ -97,7 +101,14 @@ class FakeServer(ThreadingHTTPServer):
             produced.append(token)
             if token in body["stop_token_ids"]:
                 break
+            if body["stop"] and any(text in self.tokenizer.decode(produced) for text in body["stop"]):
+                break
         return produced
+
+    def reload(self, path: str) -> None:
+        self.reloaded.append(path)
+        if os.path.isdir(path):
+            self.model = AutoModelForCausalLM.from_pretrained(path).eval()
 
 
 def entry(log_probs: torch.Tensor, k: int, token: int) -> Answer:
@@ -167,7 +178,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send(404, {"detail": "Not Found"})
         elif self.path == "/collective_rpc":
             assert body["method"] == "reload_weights"
-            self.server.reloaded.append(body["kwargs"]["weights_path"])
+            self.server.reload(body["kwargs"]["weights_path"])
             self.send(200, {"results": [None]})
         else:
             self.send(200, "")

@@ -245,6 +245,13 @@ class TestSampling:
             if len(cut) < len(whole):
                 assert stop in tokenizer.decode(cut) and stop not in tokenizer.decode(cut[:-1])
         assert len(stopped[0]) <= 4
+        # A window of tokens may begin within a character and read otherwise than the whole.
+        texts = tokenizer.batch_decode(free)
+        broken = sorted({text[i : i + 2] for text in texts for i in range(18) if text[i] == "\ufffd"})[:8]
+        assert broken
+        for stop in broken:
+            stopped = complete(model, [[5, 6]] * 8, list(range(8)), stop=[stop], **options)
+            assert all(whole[: len(cut)] == cut for cut, whole in zip(stopped, free, strict=True))
 
     def test_ends_at_eos(self, tokenizer: PreTrainedTokenizerFast) -> None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -37,7 +37,13 @@ def rollout_of(
         return None
     student = student_generator(config, objective, tokenizer)
     if config.generation_server is not None:
-        student = ServedStudent(config, Path(str(settings.output_dir)) / "_served", settings)
+        if not objective.matching.softmax:
+            raise InputError(
+                "a generation_server samples from softmax, with which a student of --loss "
+                f"{objective.config.loss} is not decoded; leave generation_server out"
+            )
+        directory = Path(str(settings.output_dir)) / "_served"
+        student = ServedStudent(config, directory, settings, tokenizer.eos_token_id)
     teacher = _teacher_generator(config, objective, tokenizer) if config.seq_kd else None
     return Rollout(config, collator, student, teacher, seed=settings.seed, eos=tokenizer.eos_token_id)
 
@@ -71,7 +77,7 @@ def _in_process(config: RolloutConfig, tokenizer: Any, divergence: str, model: A
     return generate
 
 
-def _served(config: RolloutConfig, server: CompletionServer) -> Generate:
+def _served(config: RolloutConfig, server: CompletionServer, eos: int) -> Generate:
     def generate(_: Any, prompts: list[list[int]], seeds: list[int]) -> list[list[int]]:
         return server.generate(
             prompts,
@@ -80,6 +86,7 @@ def _served(config: RolloutConfig, server: CompletionServer) -> Generate:
             temperature=config.sampling_temperature,
             top_k=config.sampling_top_k or 0,
             top_p=config.sampling_top_p or 1.0,
+            stop_token_ids=[eos],
             stop=config.stop or (),
         )
 
@@ -89,7 +96,7 @@ def _served(config: RolloutConfig, server: CompletionServer) -> Generate:
 def _teacher_generator(config: RolloutConfig, objective: Distillation, tokenizer: Any) -> Generate:
     for teacher in members_of(objective.teacher):
         if isinstance(teacher, ServerTeacher):
-            return _served(config, teacher.server)
+            return _served(config, teacher.server, tokenizer.eos_token_id)
         if isinstance(teacher, LocalTeacher):
             return _in_process(config, tokenizer, "kl", teacher.model)
     raise InputError(
@@ -102,7 +109,7 @@ class ServedStudent:
     """A student that a server generates for: its weights are written out and reloaded there before."""
 
     def __init__(
-        self, config: RolloutConfig, directory: Path, settings: transformers.TrainingArguments
+        self, config: RolloutConfig, directory: Path, settings: transformers.TrainingArguments, eos: int
     ) -> None:
         if settings.world_size > 1:
             raise InputError(
@@ -110,10 +117,15 @@ class ServedStudent:
             )
         self.server = CompletionServer(str(config.generation_server))
         self.directory, self.versions = directory, 0
-        self.generate = _served(config, self.server)
+        self.generate = _served(config, self.server, eos)
 
     @torch.no_grad()
     def __call__(self, student: Any, prompts: list[list[int]], seeds: list[int]) -> list[list[int]]:
+        if hasattr(student, "peft_config"):
+            raise InputError(
+                "a generation_server reloads whole models, and the student is an adapter; leave out "
+                "generation_server or use_peft"
+            )
         # A directory of its own for each version: a server may not read again what it has read before.
         shutil.rmtree(self.directory, ignore_errors=True)
         self.versions += 1

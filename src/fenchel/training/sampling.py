@@ -64,12 +64,23 @@ class StopTexts(StoppingCriteria):
         self.stop, self.tokenizer, self.prompt_length = tuple(stop), tokenizer, prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        # The last token must be part of what ended: each of its bytes makes at most one token.
-        window = max(len(text.encode()) for text in self.stop) + 1
-        recent = input_ids[:, max(self.prompt_length, input_ids.shape[1] - window) :]
+        recent = input_ids[:, max(self.prompt_length, input_ids.shape[1] - self._window) :]
         texts = self.tokenizer.batch_decode(recent, skip_special_tokens=False)
         ended = [any(stop in text for stop in self.stop) for text in texts]
         return torch.tensor(ended, device=input_ids.device)
+
+    def until_end(self, tokens: list[int]) -> list[int]:
+        """A completion without what follows the text that ended it."""
+        for count in range(1, len(tokens)):
+            text = self.tokenizer.decode(tokens[max(0, count - self._window) : count])
+            if any(stop in text for stop in self.stop):
+                return tokens[:count]
+        return tokens
+
+    @property
+    def _window(self) -> int:
+        """How many tokens may hold a text: the last is part of it, and each of its bytes is one at most."""
+        return max((len(text.encode()) for text in self.stop), default=0) + 1
 
 
 @torch.no_grad()
@@ -116,12 +127,12 @@ def complete(
             processors.append(TopPLogitsWarper(top_p))
         numbers = uniforms([seeds[i] for i in chosen], max_new_tokens)
         processors.append(InverseTransformSampler(numbers, longest))
-        criteria = [StopTexts(stop, tokenizer, longest)] if stop else []
+        stops = StopTexts(stop, tokenizer, longest)
         produced = model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             logits_processor=LogitsProcessorList(processors),
-            stopping_criteria=StoppingCriteriaList(criteria),
+            stopping_criteria=StoppingCriteriaList([stops] if stop else []),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             use_cache=True,
@@ -133,18 +144,10 @@ def complete(
             synced_gpus=synchronise,
         )
         for i, tokens in zip(chosen, produced[:, longest:].tolist(), strict=True):
-            found[i] = _until_end(tokens, eos, tokenizer, stop)
+            # `generate` pads a sequence that has ended while others go on.
+            ended = tokens[: tokens.index(eos) + 1] if eos in tokens else tokens
+            found[i] = stops.until_end(ended) if stop else ended
         if on_batch is not None:
             on_batch(len(chosen))
     model.train(was_training)
     return [found[i] for i in range(len(prompts))]
-
-
-def _until_end(tokens: list[int], eos: int | None, tokenizer: Any, stop: Sequence[str]) -> list[int]:
-    """Without what `generate` pads a finished sequence with while others go on."""
-    tokens = tokens[: tokens.index(eos) + 1] if eos in tokens else tokens
-    if any(text in tokenizer.decode(tokens) for text in stop):
-        for count in range(1, len(tokens)):
-            if any(text in tokenizer.decode(tokens[:count]) for text in stop):
-                return tokens[:count]
-    return tokens
