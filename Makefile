@@ -15,6 +15,9 @@ DEMO_FLAGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# A worker a core and a thread a worker; fixtures are made once a file.
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+    --numprocesses logical --maxprocesses 8 --dist loadfile
 BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 
 # The stamps of the sets of extras. `dev` contains `all`, so it serves the demo as well.
@@ -31,10 +34,10 @@ demo: $(RUNTIME)  ## distil small language models on this machine and write a re
 	@$(BIN)/fenchel demo $(DEMO_FLAGS)
 
 test: $(DEV)  ## run the tests
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	@$(PYTEST)
 
 test-slow: $(DEV)  ## run the tests marked slow
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+	@$(PYTEST) -m slow
 
 lint: $(DEV)  ## check style, types and that docs/methods.md is fresh
 	@$(BIN)/ruff check

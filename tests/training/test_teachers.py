@@ -283,7 +283,34 @@ class TestBuilding:
             losses, Distillation(full, DistillConfig())(student, batch_of()), atol=0.02, rtol=0.2
         )
 
-    def test_quantised_without_the_package(self, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    @pytest.mark.parametrize("bits", ["8bit", "4bit"])
+    def test_quantised(self, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, bits: str) -> None:
+        name = str(save_model(tmp_path / "a", tokenizer, hidden=64))
+        student = llama(len(tokenizer), seed=3)
+        whole = self.build(tokenizer, student, teacher_model_name_or_path=[name])
+        small = self.build(
+            tokenizer,
+            student,
+            teacher_model_name_or_path=[name],
+            teacher_quantization=bits,
+            teacher_device="cpu",
+        )
+        layer = small.model.model.layers[0].mlp.up_proj
+        assert layer.weight.dtype in (torch.int8, torch.uint8)
+        batch = batch_of()
+        mask, _ = targets_of(batch)
+        exact, rounded = (each(batch, mask).logits().softmax(-1) for each in (whole, small))
+        assert not torch.equal(exact, rounded)
+        torch.testing.assert_close(rounded, exact, atol=0.005, rtol=0.3)
+        losses = Distillation(small, DistillConfig())(student, batch)
+        torch.testing.assert_close(
+            losses, Distillation(whole, DistillConfig())(student, batch), atol=0.02, rtol=0.2
+        )
+
+    def test_quantised_without_the_package(
+        self, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         name = str(save_model(tmp_path / "a", tokenizer))
         with pytest.raises(InputError, match="needs the package bitsandbytes"):
             self.build(

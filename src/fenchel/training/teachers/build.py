@@ -126,6 +126,7 @@ def members_of(teacher: Teacher | None) -> list[Teacher]:
 def _load(
     name: str, config: TeacherConfig, max_length: int, device: torch.device, trust_remote_code: bool
 ) -> Any:
+    place = torch.device(config.teacher_device or device)
     options: dict[str, Any] = {}
     if config.teacher_quantization != "none":
         if importlib.util.find_spec("bitsandbytes") is None:
@@ -136,9 +137,10 @@ def _load(
         options["quantization_config"] = transformers.BitsAndBytesConfig(
             **{f"load_in_{config.teacher_quantization}": True}
         )
+        options["device_map"] = {"": place}  # quantised models cannot all be moved
     model: Any = load_model(name, dtype=config.teacher_dtype, trust_remote_code=trust_remote_code, **options)
     check_length(model, max_length, "max_length")
-    return model if options else model.to(config.teacher_device or device)
+    return model if options else model.to(place)
 
 
 def tokenizer_beside(name: str) -> Any:
