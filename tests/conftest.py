@@ -25,4 +25,5 @@ settings.load_profile("fenchel")
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
     torch.manual_seed(0)
+    torch.set_flush_denormal(False)  # experiments set it for their process, which tests share
     torch._dynamo.reset()  # every record is a recompilation, and their number is limited

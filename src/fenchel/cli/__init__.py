@@ -107,6 +107,8 @@ def _quiet(debug: bool) -> None:
         if not sys.stderr.isatty():  # bars are for the eye, a log gets lines
             for library in ("HF_HUB", "HF_DATASETS"):
                 os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
+        # peft imports it wherever it is installed, and it warns of what would only be faster.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         warnings.simplefilter("ignore")
 
 
