@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from training import invariance_job
 from training.invariance_job import CASES, documents, step
+
+from fenchel.training.objectives import Distillation
 
 HERE = Path(__file__).parent
 
@@ -53,6 +56,23 @@ def test_on_policy_loss_does_not_depend_on_the_answers_in_the_data(tmp_path: Pat
 
     assert losses("on-policy", 1) == losses("on-policy", 20)
     assert losses("distillation", 1) != pytest.approx(losses("distillation", 20), rel=1e-3)
+
+
+def test_on_policy_loss_is_the_mean_over_the_generated_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    inner = Distillation.__call__
+
+    def remember(self: Distillation, model: Any, batch: Any) -> Any:
+        seen.append(inner(self, model, batch))
+        return seen[-1]
+
+    monkeypatch.setattr(Distillation, "__call__", remember)
+    first, second = step("on-policy", 2, tmp_path)[0]
+    assert len(seen) == 4
+    assert first == pytest.approx(torch.cat(seen[:2]).mean().item(), rel=1e-5)
+    assert second == pytest.approx(torch.cat(seen[2:]).mean().item(), rel=1e-5)
 
 
 @pytest.mark.slow
