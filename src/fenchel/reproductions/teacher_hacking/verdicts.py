@@ -193,7 +193,8 @@ def _law(found: Found) -> Verdict:
 def _when(found: Found) -> Verdict:
     departures = [course.departure for course in found.courses(OFFLINE)]
     turns = [found.steps()[turn] for turn in found.turns(OFFLINE)]
-    shown = ", ".join(f"{left or 'none'} / {turn}" for left, turn in zip(departures, turns, strict=True))
+    known = ["none" if step is None else f"{step:g}" for step in departures]
+    shown = ", ".join(f"{step} / {turn}" for step, turn in zip(known, turns, strict=True))
     figures = f"step of the departure / of the turn, by seed: {shown}"
     # Where the curve never left the law, the end is the earliest that it could have.
     ends = [float(left or found.steps()[-1]) for left in departures]
