@@ -99,7 +99,7 @@ NOT_SHARDED = ("moving average",)
 def step(
     name: str, accumulation: int, output: Path, *, rows: list[Any] | None = None, **settings: Any
 ) -> list[Any]:
-    """[loss, gradient norm, sums of the weights after two steps]."""
+    """[loss, gradient norm, sums of the weights after two steps, figures of what was generated]."""
     make, generation, packed = CASES[name]
     rows = documents() if rows is None else rows
     if packed:
@@ -136,7 +136,8 @@ def step(
         (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().double().sum().item()
         for p in trainer.model.parameters()
     ]
-    return [[log["loss"] for log in logs], [log["grad_norm"] for log in logs], weights]
+    figures = [log.get(f"on_policy/{name}") for log in logs for name in ("share", "length", "unfinished")]
+    return [[log["loss"] for log in logs], [log["grad_norm"] for log in logs], weights, figures]
 
 
 def main(result: str, accumulation: str, *rest: str) -> None:

@@ -33,6 +33,7 @@ def assert_same(received: Any, expected: Any) -> None:
     for mine, theirs in zip(received[:2], expected[:2], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-5)
     assert received[2] == pytest.approx(expected[2], abs=1e-5)
+    assert received[3] == expected[3]
 
 
 @pytest.mark.parametrize("accumulation", [2, 8])

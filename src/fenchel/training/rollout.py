@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import torch
@@ -23,9 +23,14 @@ from fenchel.training.objectives.predictions import IGNORE_INDEX, OWN
 from fenchel.training.packing import Collator
 from fenchel.training.sampling import seed_of
 
+T = TypeVar("T")
 Row = dict[str, list[int]]
 Generate = Callable[[Any, list[list[int]], list[int]], list[list[int]]]
 """(student, prompts, seeds) -> completions, with their eos token where it came."""
+
+
+_OBSERVED = ("length", "empty", "unfinished", "repeating")
+_FIGURES = ("rows", "student_rows", "generated_tokens", "observed", *_OBSERVED)
 
 
 class Rollout:
@@ -99,15 +104,19 @@ class Rollout:
         return made
 
     def metrics(self) -> dict[str, float]:
-        """What was generated since the last call: shares, mean length, tokens per second."""
-        sums, self.sums = self.sums, {}
-        if not sums.get("rows"):
+        """What all processes generated since the last call: shares, mean length, tokens per second.
+
+        Every process must call this.
+        """
+        everyone, self.sums = _of_all_processes(self.sums), {}
+        sums = {name: sum(each.get(name, 0.0) for each in everyone) for name in _FIGURES}
+        if not sums["rows"]:
             return {}
-        found = {"on_policy/share": sums.get("student_rows", 0.0) / sums["rows"]}
-        if sums.get("seconds"):
-            found["on_policy/tokens_per_second"] = sums["generated_tokens"] / sums["seconds"]
-        if count := sums.get("observed"):
-            for name in ("length", "empty", "unfinished", "repeating"):
+        found = {"on_policy/share": sums["student_rows"] / sums["rows"]}
+        if seconds := max(each.get("seconds", 0.0) for each in everyone):
+            found["on_policy/tokens_per_second"] = sums["generated_tokens"] / seconds
+        if count := sums["observed"]:
+            for name in _OBSERVED:
                 found[f"on_policy/{name}"] = sums[name] / count
         return found
 
@@ -146,17 +155,22 @@ class Rollout:
 def _keys(prompts: list[list[int]], seed: int, step: int) -> list[int]:
     """A number for each row: of its prompt, and of how many equal prompts of the step come before it."""
     own = [seed_of(prompt) for prompt in prompts]
-    everyone, rank = [own], 0
-    if torch.distributed.is_initialized():
-        rank = torch.distributed.get_rank()
-        everyone = [[] for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather_object(everyone, own)
-    before = Counter(key for keys in everyone[:rank] for key in keys)
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    before = Counter(key for keys in _of_all_processes(own)[:rank] for key in keys)
     found = []
     for key in own:
         found.append(seed_of([key, before[key]], seed, step))
         before[key] += 1
     return found
+
+
+def _of_all_processes(value: T) -> list[T]:
+    """What each process has, in their order."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, value)
+    return everyone
 
 
 def _number(key: int, question: str) -> float:
