@@ -64,7 +64,7 @@ def test_names_are_those_of_the_library() -> None:
 
 
 def test_a_python_without_its_sources_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(tmp_path)})
     (tmp_path / "one.py").write_text("a_name = 1")
     with pytest.raises(InputError, match="has 1 names, and the experiment needs 8000"):
         data.names()

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from fenchel.errors import InputError, nearest
 
 # Names with hyphens; the module of each has underscores.
 NAMES = ("teacher-hacking", "gkd", "f-divergence-losses")
 SCALES = ("small", "medium", "large")
+
+T = TypeVar("T")
+
+
+def at_scale(scale: str, recipes: Mapping[str, T]) -> T:
+    """The recipe of a scale, of one for each of `SCALES`."""
+    if scale not in recipes:
+        raise InputError(f"scale must be one of {', '.join(recipes)}, received {scale!r}")
+    return recipes[scale]
 
 
 @dataclass

@@ -14,8 +14,41 @@ from pathlib import Path
 from fenchel.errors import InputError
 
 _LEAST_BYTES = 2_000_000
-LEFT_OUT = {"test", "tests", "idlelib", "site-packages", "dist-packages", "lib2to3", "__pycache__"}
+_LEFT_OUT = {"test", "tests", "idlelib", "site-packages", "dist-packages", "lib2to3", "__pycache__"}
 _HELD_OUT_SHARE = 0.1
+
+
+def sources() -> Iterator[tuple[str, str]]:
+    """(dotted name, source) of every module of Python's library, in the order of their paths."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        inside = path.relative_to(root)
+        if _LEFT_OUT.intersection(inside.parts) or inside.parts[0].startswith("config-"):
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+        yield ".".join(inside.with_suffix("").parts), text
+
+
+def trees() -> Iterator[tuple[str, ast.Module]]:
+    """(dotted name, syntax tree) of every module of Python's library that can be parsed."""
+    for name, text in sources():
+        try:
+            tree = ast.parse(text)
+        except SyntaxError:
+            continue
+        yield name, tree
+
+
+def check_enough(what: str, found: int, least: int) -> None:
+    """Raise `InputError` where Python came without the sources of its library, or with too few."""
+    if found < least:
+        raise InputError(
+            f"the library of this Python has {found} {what}, and the experiment needs {least}; run it with "
+            "a Python that has the sources of its library"
+        )
 
 
 def documents() -> dict[str, str]:
@@ -43,16 +76,7 @@ def split(texts: dict[str, str]) -> tuple[list[str], list[str]]:
 
 
 def _modules() -> Iterator[tuple[str, str]]:
-    root = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py")):
-        inside = path.relative_to(root)
-        if LEFT_OUT.intersection(inside.parts) or inside.parts[0].startswith("config-"):
-            continue
-        try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError, OSError):
-            continue
-        name = ".".join(inside.with_suffix("").parts)
+    for name, tree in trees():
         entries = [f"{name}.{owner}\n\n{text}" if owner else text for owner, text in _docstrings(tree, "")]
         if entries:
             yield name, f"{name}\n\n" + "\n\n\n".join(entries)

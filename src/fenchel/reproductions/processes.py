@@ -12,7 +12,7 @@ _POLL_SECONDS = 0.5
 
 
 def each(
-    function: Callable[..., None],
+    function: Callable[..., Any],
     jobs: Sequence[tuple[Any, ...]],
     processes: int,
     watch: Callable[[], None] = lambda: None,
@@ -49,7 +49,7 @@ def each(
             process.join()
 
 
-def _call(function: Callable[..., None], job: tuple[Any, ...]) -> None:
+def _call(function: Callable[..., Any], job: tuple[Any, ...]) -> None:
     try:
         function(*job)
     except KeyboardInterrupt:  # the first process says so for all

@@ -1,21 +1,95 @@
-"""What the trainings of an experiment share: how a model begins, and figures that are kept."""
+"""What experiments share: a laboratory for each seed, how a model begins, and figures that are kept."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
+from fenchel.reproductions.processes import each
 from fenchel.reproductions.workspace import Workspace
 from fenchel.training.configs import ModelConfig
-from fenchel.training.fit import prepare_process
-from fenchel.training.models import load_model, prepare
+from fenchel.training.fit import character_tokenizer, prepare_process
+from fenchel.training.models import load_model, load_tokenizer, prepare
 from fenchel.training.rollout import Row, row_of
 
 FIGURES = "figures.json"
+Tell = Callable[[float, str], None]
+
+
+class Settings(Protocol):
+    """What every recipe has."""
+
+    @property
+    def tokenizer(self) -> str | None: ...  # by default one token a character
+    @property
+    def processes(self) -> int: ...
+    @property
+    def first_seed(self) -> int: ...
+    @property
+    def seeds(self) -> int: ...
+
+
+R = TypeVar("R", bound=Settings)
+T = TypeVar("T")
+
+
+class Bench(Generic[R]):
+    """The data and models of one seed; what several trainings share is made once."""
+
+    alphabet: str  # of the tokenizer, where the recipe names none
+
+    def __init__(self, recipe: R, workspace: Workspace, seed: int = 0) -> None:
+        torch.set_flush_denormal(True)
+        if recipe.processes > 1:
+            torch.set_num_threads(1)
+        self.recipe, self.workspace, self.seed = recipe, workspace, seed
+
+    @cached_property
+    def tokenizer_name(self) -> str:
+        if self.recipe.tokenizer is not None:
+            return self.recipe.tokenizer
+        with self.workspace.unit("tokenizer") as (path, done):
+            if not done:
+                character_tokenizer(self.alphabet).save_pretrained(str(path))
+        return str(self.workspace.path / "tokenizer")
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.tokenizer_name)
+
+
+def seeds_of(recipe: Settings) -> range:
+    """The seeds of a run."""
+    return range(recipe.first_seed, recipe.first_seed + recipe.seeds)
+
+
+def over_seeds(
+    recipe: R,
+    workspace: Workspace,
+    progress: Tell,
+    costs: dict[str, float],
+    first: Callable[[], T],
+    run: Callable[[R, Workspace, int], Any],
+) -> T:
+    """Do `first`, then run every seed, several at once; returns what `first` does.
+
+    `costs` has every unit of the work, by how long it takes.
+    """
+
+    def watch() -> None:
+        done = sum((workspace.path / unit).is_dir() for unit in costs)
+        progress(finished(workspace, costs), f"{done} of {len(costs)} trainings")
+
+    watch()
+    found = first()
+    watch()
+    each(run, [(recipe, workspace, seed) for seed in seeds_of(recipe)], recipe.processes, watch)
+    return found
 
 
 def begin(model: str, tokenizer: str, seed: int) -> Any:

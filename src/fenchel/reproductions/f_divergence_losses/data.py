@@ -6,14 +6,11 @@ import ast
 import hashlib
 import re
 import string
-import sysconfig
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
-from fenchel.errors import InputError
-from fenchel.reproductions.corpus import LEFT_OUT
+from fenchel.reproductions import corpus
 from fenchel.reproductions.f_divergence_losses.recipe import NAMES, Recipe
 
 ALPHABET = string.ascii_letters + string.digits + "_"
@@ -53,23 +50,9 @@ def names() -> list[str]:
 
     Raises `InputError` when this Python came without its sources.
     """
-    root = Path(sysconfig.get_paths()["stdlib"])
-    found: set[str] = set()
-    for path in sorted(root.rglob("*.py")):
-        inside = path.relative_to(root)
-        if LEFT_OUT.intersection(inside.parts) or inside.parts[0].startswith("config-"):
-            continue
-        try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError, OSError):
-            continue
-        found.update(name.strip("_") for name in _names(tree))
+    found = {name.strip("_") for _, tree in corpus.trees() for name in _names(tree)}
     chosen = sorted(name for name in found if _NAME.fullmatch(name))
-    if len(chosen) < LEAST_NAMES:
-        raise InputError(
-            f"the library of this Python has {len(chosen)} names, and the experiment needs {LEAST_NAMES}; "
-            "run it with a Python that has the sources of its library"
-        )
+    corpus.check_enough("names", len(chosen), LEAST_NAMES)
     return chosen
 
 

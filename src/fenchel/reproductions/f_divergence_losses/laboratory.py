@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 
 from fenchel.diagnostics.text import distinct_n
@@ -32,13 +31,11 @@ from fenchel.reproductions.f_divergence_losses.recipe import (
     SWITCHED,
     Recipe,
 )
-from fenchel.reproductions.processes import each
-from fenchel.reproductions.trainings import begin, finished, fixed, kept
+from fenchel.reproductions.trainings import Bench, Tell, begin, fixed, kept, over_seeds, seeds_of
 from fenchel.reproductions.workspace import Workspace
 from fenchel.training.configs import DistillConfig, SFTConfig
 from fenchel.training.evaluation import evaluate_model
-from fenchel.training.fit import character_tokenizer, fit
-from fenchel.training.models import load_tokenizer
+from fenchel.training.fit import fit
 from fenchel.training.objectives import Distillation, SupervisedFineTuning
 from fenchel.training.packing import Collator
 from fenchel.training.rollout import Row, row_of
@@ -58,9 +55,9 @@ KEPT = (
 )
 
 
-def measure(recipe: Recipe, workspace: Workspace, progress: Callable[[float, str], None]) -> dict[str, Any]:
+def measure(recipe: Recipe, workspace: Workspace, progress: Tell) -> dict[str, Any]:
     """Train and measure everything that an earlier run did not; returns all figures by seed."""
-    seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
+    seeds = seeds_of(recipe)
     costs = {"teacher": 2.0 * recipe.teacher_steps + 1}
     for seed in seeds:
         costs[unit_of(seed, HARD, KL)] = recipe.distillation_steps
@@ -71,19 +68,9 @@ def measure(recipe: Recipe, workspace: Workspace, progress: Callable[[float, str
             for loss in LOSSES:
                 costs[unit_of(seed, loss, divergence)] = 1.5 * recipe.distillation_steps
 
-    def watch() -> None:
-        done = sum((workspace.path / unit).is_dir() for unit in costs)
-        progress(finished(workspace, costs), f"{done} of {len(costs)} trainings")
-
-    progress(0.0, "the teacher")
-    teacher = Laboratory(recipe, workspace).train_teacher()
-    watch()
-    each(_run, [(recipe, workspace, seed) for seed in seeds], recipe.processes, watch)
+    first = Laboratory(recipe, workspace).train_teacher
+    teacher = over_seeds(recipe, workspace, progress, costs, first, run_seed)
     return {"teacher": teacher, "seeds": [run_seed(recipe, workspace, seed) for seed in seeds]}
-
-
-def _run(recipe: Recipe, workspace: Workspace, seed: int) -> None:
-    run_seed(recipe, workspace, seed)
 
 
 def run_seed(recipe: Recipe, workspace: Workspace, seed: int) -> dict[str, Any]:
@@ -97,29 +84,10 @@ def unit_of(seed: int, stage: str, divergence: str) -> str:
     return f"seed-{seed}/{stage.lower().replace(' ', '-')}/{divergence.replace(':', '-')}"
 
 
-class Laboratory:
-    """The data and models of one seed; what several trainings share is made once."""
+class Laboratory(Bench[Recipe]):
+    """The data, models and trainings of one seed."""
 
-    def __init__(self, recipe: Recipe, workspace: Workspace, seed: int = 0) -> None:
-        torch.set_flush_denormal(True)
-        if recipe.processes > 1:
-            torch.set_num_threads(1)
-        self.recipe, self.workspace, self.seed = recipe, workspace, seed
-
-    # -- What the trainings share.
-
-    @cached_property
-    def tokenizer_name(self) -> str:
-        if self.recipe.tokenizer is not None:
-            return self.recipe.tokenizer
-        with self.workspace.unit("tokenizer") as (path, done):
-            if not done:
-                character_tokenizer(ALPHABET).save_pretrained(str(path))
-        return str(self.workspace.path / "tokenizer")
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        return load_tokenizer(self.tokenizer_name)
+    alphabet = ALPHABET
 
     @cached_property
     def data(self) -> Data:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fenchel.errors import InputError
+from fenchel.reproductions.configs import at_scale
 
 KL, FAVOURITE = "kl", "alpha:1.5"
 # generalized-kl is left out: between distributions, and with q = 1, it is kl.
@@ -152,7 +152,4 @@ LARGE = Recipe(
 
 def recipe(scale: str) -> Recipe:
     """The recipe of a scale: small, medium or large."""
-    scales = {"small": SMALL, "medium": MEDIUM, "large": LARGE}
-    if scale not in scales:
-        raise InputError(f"scale must be one of {', '.join(scales)}, received {scale!r}")
-    return scales[scale]
+    return at_scale(scale, {"small": SMALL, "medium": MEDIUM, "large": LARGE})

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fenchel.diagnostics.text import self_overlap
 from fenchel.reproductions.gkd.recipe import ARMS, Arm, Recipe
 from fenchel.reproductions.gkd.tasks import TASKS, Example
-from fenchel.reproductions.processes import each
-from fenchel.reproductions.trainings import begin, finished, fixed, kept, rows_of
+from fenchel.reproductions.trainings import Bench, Tell, begin, fixed, kept, over_seeds, rows_of, seeds_of
 from fenchel.reproductions.workspace import Workspace
 from fenchel.training.configs import DistillConfig, RolloutConfig, SFTConfig
-from fenchel.training.fit import character_tokenizer, fit
-from fenchel.training.models import load_tokenizer
+from fenchel.training.fit import fit
 from fenchel.training.objectives import Distillation, SupervisedFineTuning
 from fenchel.training.packing import Collator
 from fenchel.training.rollout import Rollout, Row, prompt_of, row_of
@@ -31,32 +27,22 @@ SHOWN = 4
 TEACHER_SEED = 1_000_003  # of its data; no seed of a student
 
 
-def measure(recipe: Recipe, workspace: Workspace, progress: Callable[[float, str], None]) -> dict[str, Any]:
+def measure(recipe: Recipe, workspace: Workspace, progress: Tell) -> dict[str, Any]:
     """Train and measure everything that an earlier run did not; returns all figures by seed."""
-    seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
+    seeds = seeds_of(recipe)
     costs = {"teacher": 2.0 * recipe.teacher_steps}
     for seed in seeds:
         costs[f"seed-{seed}/start"] = recipe.start_steps
         for arm in ARMS:
             costs[unit_of(seed, arm)] = recipe.steps * (1 + arm.on_policy)
 
-    def watch() -> None:
-        done = sum((workspace.path / unit).is_dir() for unit in costs)
-        progress(finished(workspace, costs), f"{done} of {len(costs)} trainings")
-
-    progress(0.0, "the teacher")
-    teacher = Laboratory(recipe, workspace).train_teacher()
-    watch()
-    each(_run, [(recipe, workspace, seed) for seed in seeds], recipe.processes, watch)
+    first = Laboratory(recipe, workspace).train_teacher
+    teacher = over_seeds(recipe, workspace, progress, costs, first, run_seed)
     return {
         "teacher": teacher,
         "prompts": [example.prompt for example in TASKS[recipe.task].test(SHOWN)],
         "seeds": [run_seed(recipe, workspace, seed) for seed in seeds],  # reads what is there
     }
-
-
-def _run(recipe: Recipe, workspace: Workspace, seed: int) -> None:
-    run_seed(recipe, workspace, seed)
 
 
 def run_seed(recipe: Recipe, workspace: Workspace, seed: int) -> dict[str, Any]:
@@ -70,28 +56,13 @@ def unit_of(seed: int, arm: Arm) -> str:
     return f"seed-{seed}/{re.sub('[^a-z]+', '-', arm.name.lower())}"
 
 
-class Laboratory:
-    """The data and models of one seed; what several trainings share is made once."""
+class Laboratory(Bench[Recipe]):
+    """The data, models and trainings of one seed."""
 
     def __init__(self, recipe: Recipe, workspace: Workspace, seed: int = 0) -> None:
-        torch.set_flush_denormal(True)
-        if recipe.processes > 1:
-            torch.set_num_threads(1)
-        self.recipe, self.workspace, self.seed = recipe, workspace, seed
+        super().__init__(recipe, workspace, seed)
         self.task = TASKS[recipe.task]
-
-    @cached_property
-    def tokenizer_name(self) -> str:
-        if self.recipe.tokenizer is not None:
-            return self.recipe.tokenizer
-        with self.workspace.unit("tokenizer") as (path, done):
-            if not done:
-                character_tokenizer(str(self.task.alphabet)).save_pretrained(str(path))
-        return str(self.workspace.path / "tokenizer")
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        return load_tokenizer(self.tokenizer_name)
+        self.alphabet = str(self.task.alphabet)
 
     @cached_property
     def teacher(self) -> Any:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import random
 import re
 import string
-import sysconfig
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from fenchel.errors import InputError
-from fenchel.reproductions.corpus import LEFT_OUT
+from fenchel.reproductions import corpus
 from fenchel.reproductions.teacher_hacking.recipe import WORDS, Recipe
 
 ALPHABET = string.ascii_lowercase + "_"
@@ -32,23 +30,10 @@ def words() -> list[str]:
 
     Raises `InputError` when this Python came without its sources.
     """
-    root = Path(sysconfig.get_paths()["stdlib"])
-    found: set[str] = set()
-    for path in sorted(root.rglob("*.py")):
-        inside = path.relative_to(root)
-        if LEFT_OUT.intersection(inside.parts) or inside.parts[0].startswith("config-"):
-            continue
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            continue
-        found.update(word.lower().strip("_") for word in re.findall(r"[A-Za-z_]+", text))
+    parts = (re.findall(r"[A-Za-z_]+", text) for _, text in corpus.sources())
+    found = {word.lower().strip("_") for words in parts for word in words}
     chosen = sorted(word for word in found if len(word) in LENGTHS)
-    if len(chosen) < LEAST_WORDS:
-        raise InputError(
-            f"the library of this Python has {len(chosen)} words, and the experiment needs {LEAST_WORDS}; "
-            "run it with a Python that has the sources of its library"
-        )
+    corpus.check_enough("words", len(chosen), LEAST_WORDS)
     return chosen
 
 

@@ -4,45 +4,33 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from fenchel.reproductions.processes import each
 from fenchel.reproductions.teacher_hacking import data
 from fenchel.reproductions.teacher_hacking.divergences import Yardstick, generate
 from fenchel.reproductions.teacher_hacking.recipe import FEWER, MORE, STUDENT, TEACHER, WAYS, Recipe
-from fenchel.reproductions.trainings import begin, finished, fixed, kept
+from fenchel.reproductions.trainings import Bench, Tell, begin, fixed, kept, over_seeds, seeds_of
 from fenchel.reproductions.workspace import Workspace
 from fenchel.training.configs import DistillConfig, RolloutConfig, SFTConfig
-from fenchel.training.fit import character_tokenizer, fit
-from fenchel.training.models import load_tokenizer
+from fenchel.training.fit import fit
 from fenchel.training.objectives import Distillation, SupervisedFineTuning
 from fenchel.training.packing import Collator
 from fenchel.training.rollout import Rollout, Row, row_of
 from fenchel.training.sampling import complete
 from fenchel.training.teachers.local import LocalTeacher
 
-Tell = Callable[[float, str], None]
 DIGITS = 6
 SAMPLES = 8
 
 
 def measure(recipe: Recipe, workspace: Workspace, progress: Tell) -> dict[str, Any]:
     """Train and measure everything that an earlier run did not; returns all figures by seed."""
-    seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
-    costs = _costs(recipe, seeds)
-
-    def watch() -> None:
-        progress(finished(workspace, costs), f"{len(costs)} trainings in all")
-
-    progress(0.0, "the oracle")
-    Laboratory(recipe, workspace).train_oracle()
-    watch()
-    each(run_seed, [(recipe, workspace, seed) for seed in seeds], recipe.processes, watch)
+    seeds = seeds_of(recipe)
+    first = Laboratory(recipe, workspace).train_oracle
+    over_seeds(recipe, workspace, progress, _costs(recipe, seeds), first, run_seed)
     return {
         "recipe": {"evaluations": recipe.evaluations(), "early": recipe.early, "warmup": recipe.warmup},
         "seeds": [_read(workspace.path / f"seed-{seed}", seed) for seed in seeds],
@@ -61,25 +49,14 @@ def unit_of(way: str) -> str:
     return way.replace(", ", "-").replace(" ", "-")
 
 
-class Laboratory:
-    """The models and data of one seed; what several trainings share is made once."""
+class Laboratory(Bench[Recipe]):
+    """The data, models and trainings of one seed."""
 
-    def __init__(self, recipe: Recipe, workspace: Workspace, seed: int = 0) -> None:
-        torch.set_flush_denormal(True)
-        if recipe.processes > 1:
-            torch.set_num_threads(1)
-        self.recipe, self.workspace, self.seed = recipe, workspace, seed
-        self.directory = workspace.path / f"seed-{seed}"
-
-    # -- What the trainings share.
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        return load_tokenizer(self.tokenizer_name)
+    alphabet = data.ALPHABET
 
     @property
-    def tokenizer_name(self) -> str:
-        return self.recipe.tokenizer or str(self.workspace.path / "tokenizer")
+    def directory(self) -> Path:
+        return self.workspace.path / f"seed-{self.seed}"
 
     @cached_property
     def prompts(self) -> data.Prompts:
@@ -104,10 +81,6 @@ class Laboratory:
 
     def train_oracle(self) -> None:
         recipe = self.recipe
-        if recipe.tokenizer is None:
-            with self.workspace.unit("tokenizer") as (path, done):
-                if not done:
-                    character_tokenizer(data.ALPHABET).save_pretrained(str(path))
         if not recipe.oracle_steps:
             return
         with self.workspace.unit("oracle") as (path, done):
