@@ -103,7 +103,7 @@ class Visit:
 
 @pytest.fixture
 def visit(tmp_path: Path) -> Callable[[Path], Visit]:
-    """Open a file in headless Chromium; skip where there is none."""
+    """Open a file in headless Chromium; skip where there is none: pip cannot install one."""
     candidates = ("chromium", "chromium-browser", "google-chrome")
     browser = next(filter(None, map(shutil.which, candidates)), None)
     if browser is None:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from training.fake_server import FakeServer, serving
 from training.tiny import TEXT, save_model, tokenizer_of, trained_bpe, write_jsonl
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from fenchel.cli import main
+from fenchel.training.configs import DistillConfig, RolloutConfig
+from fenchel.training.generators import rollout_of
 from fenchel.training.models import load_tokenizer
+from fenchel.training.objectives import Distillation
+from fenchel.training.packing import Collator
 from fenchel.training.sampling import complete
 from fenchel.training.teachers.completions import CompletionServer
+from fenchel.training.teachers.local import LocalTeacher
 
 RUN = ["distill", "--model_name_or_path", "student", "--dataset_name", "pairs.jsonl", "--max_length", "64"]
 RUN += ["--use_cpu", "--disable_tqdm", "--learning_rate", "1e-2", "--per_device_train_batch_size", "4"]
@@ -78,6 +84,18 @@ def test_a_server_stops_where_generate_does(server: FakeServer) -> None:
     ready = CompletionServer(server.url)
     stops = {"stop": stop, "stop_token_ids": [tokenizer.eos_token_id]}
     assert ready.generate(prompts, seed=[0] * 6, **stops, **settings) == local
+
+
+def test_a_tokenizer_without_an_end_names_no_token_to_stop_at(server: FakeServer, tmp_path: Path) -> None:
+    objective = Distillation(LocalTeacher(server.model), DistillConfig())
+    config = RolloutConfig(lmbda=1.0, max_new_tokens=3, generation_server=server.url)
+    settings: Any = TrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
+    endless: Any = SimpleNamespace(eos_token_id=None)
+    made = rollout_of(config, objective, endless, Collator(0), settings)
+    student = AutoModelForCausalLM.from_pretrained("student")
+    (completion,) = made.generators["student"](student, [[5, 6]], [0])
+    assert len(completion) == 3
+    assert server.completions()[-1]["stop_token_ids"] == []
 
 
 @pytest.mark.parametrize(

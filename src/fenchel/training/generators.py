@@ -77,7 +77,7 @@ def _in_process(config: RolloutConfig, tokenizer: Any, divergence: str, model: A
     return generate
 
 
-def _served(config: RolloutConfig, server: CompletionServer, eos: int) -> Generate:
+def _served(config: RolloutConfig, server: CompletionServer, eos: int | None) -> Generate:
     def generate(_: Any, prompts: list[list[int]], seeds: list[int]) -> list[list[int]]:
         return server.generate(
             prompts,
@@ -86,7 +86,7 @@ def _served(config: RolloutConfig, server: CompletionServer, eos: int) -> Genera
             temperature=config.sampling_temperature,
             top_k=config.sampling_top_k or 0,
             top_p=config.sampling_top_p or 1.0,
-            stop_token_ids=[eos],
+            stop_token_ids=[] if eos is None else [eos],
             stop=config.stop or (),
         )
 
@@ -109,7 +109,11 @@ class ServedStudent:
     """A student that a server generates for: its weights are written out and reloaded there before."""
 
     def __init__(
-        self, config: RolloutConfig, directory: Path, settings: transformers.TrainingArguments, eos: int
+        self,
+        config: RolloutConfig,
+        directory: Path,
+        settings: transformers.TrainingArguments,
+        eos: int | None,
     ) -> None:
         if settings.world_size > 1:
             raise InputError(
