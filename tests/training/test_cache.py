@@ -371,7 +371,7 @@ from fenchel.training.teachers.teach import write_cache
 
 class Slow(Invented):
     def __call__(self, batch, mask):
-        time.sleep(0.004)
+        time.sleep(0.01)
         return super().__call__(batch, mask)
 
 tokenizer = tokenizer_of(trained_bpe())

@@ -170,9 +170,10 @@ def test_faults_that_pass_are_outlived(server: FakeServer, fault: Any) -> None:
     expected = asked(server)
     server.faults = [fault, fault]
     started = time.monotonic()
-    torch.testing.assert_close(asked(server, read_timeout=0.1), expected)
+    patience = 0.1 if fault == "hang" else 60.0
+    torch.testing.assert_close(asked(server, read_timeout=patience), expected)
     assert not server.faults
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_faults_that_pass_are_outlived(server: FakeServer, fault: Any) -> None:
     ],
 )
 def test_a_server_that_stays_down_ends_the_run(server: FakeServer, fault: Any, cause: str) -> None:
-    ready = teacher(server, read_timeout=0.05, retries=2)
+    ready = teacher(server, read_timeout=0.05 if fault == "hang" else 60.0, retries=2)
     server.always = fault
     batch = Collator(0)(rows_of(4))
     with pytest.raises(InputError) as raised:
@@ -212,12 +213,12 @@ def test_a_server_that_is_gone_ends_the_run(server: FakeServer) -> None:
 
 
 def test_the_first_request_that_fails_ends_the_others(server: FakeServer) -> None:
-    ready = teacher(server, backoff=30.0, max_backoff=30.0)
+    ready = teacher(server, backoff=60.0, max_backoff=60.0)
     server.faults = [503, 400]
     started = time.monotonic()
     with pytest.raises(InputError, match="status 400"):
         ready.score([[1, 2, 3]] * 4)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     ready.server.backoff = 0.001
     server.faults = [503]
     assert len(ready.score([[1, 2, 3]])) == 1  # and the next call retries again
