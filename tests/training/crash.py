@@ -103,6 +103,7 @@ class Server:
             "pause": command.pause,
             **asdict(moment or Moment()),
         }
+        (cwd / "stderr.txt").write_text("")  # the child may be killed before it opens the file
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
@@ -114,7 +115,7 @@ def outlive(server: Server, command: Command, cwd: Path, moments: Iterable[Momen
     """Kill the command at each moment, go on, and let it end; returns the moments at which it still ran."""
     hit = []
     begun = False
-    for moment in [*moments, None]:
+    for moment in itertools.chain(moments, [None]):  # one at a time: what is left is for the next run
         ended = server.run(command, cwd, resume=begun, moment=moment)
         if ended.status == 2 and "nothing to resume" in ended.errors:  # it was killed before its first save
             ended = server.run(command, cwd, moment=moment)
