@@ -26,6 +26,7 @@ PACKAGES = (
     "merging",
     "optim",
     "diagnostics",
+    "kernels",
     "sklearn",
     "errors",
 )

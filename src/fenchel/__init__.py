@@ -12,6 +12,7 @@ from fenchel.diagnostics import (
 )
 from fenchel.divergences import FDivergence, alpha, divergence
 from fenchel.errors import InputError
+from fenchel.kernels.dispatch import Choice, which
 from fenchel.losses import (
     TopK,
     balanced_divergence_loss,
@@ -43,6 +44,7 @@ from fenchel.operators import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Choice",
     "FDivergence",
     "FenchelYoungLoss",
     "HackingWatch",
@@ -78,4 +80,5 @@ __all__ = [
     "sparsemax",
     "update_ema_target",
     "uskd_loss",
+    "which",
 ]

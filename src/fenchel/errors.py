@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class InputError(ValueError):
@@ -12,6 +12,13 @@ class InputError(ValueError):
     It is a `ValueError`, so library users catch it as one; the command line prints its single line
     and exits with status 2.
     """
+
+
+class BadScores(InputError):
+    """A row of scores that cannot be normalised, found while it was computed with."""
+
+    def __init__(self, row: int, shape: Sequence[int]) -> None:
+        super().__init__(f"row {row} of scores {tuple(shape)} is all -inf, or holds NaN or inf")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

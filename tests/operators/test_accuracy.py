@@ -17,7 +17,7 @@ import oracles
 from catalogue import NAMES, STEEP
 
 import fenchel
-from fenchel.operators.engine import find_root
+from fenchel.kernels.eager import find_root
 
 MEASURES = ("unit", "uniform", "spread")
 SCALES = (1e-3, 1e-1, 1.0, 30.0, 1e4)

@@ -146,7 +146,7 @@ def _wright_omega(x: Tensor) -> Tensor:
     """ω(x), the root of ω + ln ω = x, to working precision (Fritsch's iteration, fourth order)."""
     guess = torch.where(x > 1, x - _log(x), (0.567 + 0.362 * x).clamp_min(0.1))
     omega = torch.where(x < -1, x.clamp_max(0).exp().clamp_min(torch.finfo(x.dtype).tiny), guess)
-    for _ in range(3):
+    for _ in range(2 if x.dtype == torch.float32 else 3):
         residual = x - omega - omega.log()
         relative = residual / (1 + omega)
         t = 2 + relative * (4 / 3)

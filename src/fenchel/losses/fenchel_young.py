@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -11,9 +11,12 @@ from torch import Tensor
 from fenchel.checks import holds
 from fenchel.divergences import FDivergence
 from fenchel.divergences import divergence as find
-from fenchel.errors import InputError
+from fenchel.divergences.solution import one_hot_constant
+from fenchel.errors import BadScores, InputError
+from fenchel.kernels.dispatch import implementation, which
 from fenchel.losses.reduce import reduce
 from fenchel.operators._inputs import (
+    check_axis,
     check_logits,
     class_last,
     prepare_reference,
@@ -36,6 +39,7 @@ def fenchel_young_loss(
     dim: int = ...,
     temperature: float | Tensor = ...,
     return_probs: Literal[False] = ...,
+    impl: str = ...,
 ) -> Tensor: ...
 
 
@@ -53,6 +57,7 @@ def fenchel_young_loss(
     dim: int = ...,
     temperature: float | Tensor = ...,
     return_probs: Literal[True],
+    impl: str = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -69,6 +74,7 @@ def fenchel_young_loss(
     dim: int = -1,
     temperature: float | Tensor = 1.0,
     return_probs: bool = False,
+    impl: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The Fenchel-Young loss softmax_f(θ; q) + D_f(y, q) - <θ, y>, with θ = logits / T.
 
@@ -97,6 +103,8 @@ def fenchel_young_loss(
         dim: the axis of the classes.
         temperature: T > 0, a number or a tensor with size 1 along `dim`.
         return_probs: also return f-softargmax(θ), which costs nothing more.
+        impl: which implementation runs, see `fenchel.which`: its operation is "token_loss" for hard labels,
+            "softargmax" for everything else.
 
     Returns:
         The loss in nats, in the dtype of logits: a scalar, or the shape of logits without `dim` for
@@ -121,37 +129,110 @@ def fenchel_young_loss(
         Vieillard, Sander and Blondel, 2025, arXiv 2501.18537 (those of f-divergences).
     """
     record = find(divergence)
-    check_logits(logits, dim)
+    check_axis(logits, dim)
     if not 0 <= label_smoothing < 1:
         raise InputError(f"label_smoothing must be in [0, 1), received {label_smoothing}")
     hard = _is_hard(logits, target, dim, ignore_index)
     scores, _ = scale_by(class_last(logits, dim), temperature, logits, dim)
     q = prepare_reference(reference, logits, dim, scores)
     weight = _class_weight(weight, logits, dim, scores)
-    p, value, _, top = solve(scores, q, record)
+    mask = target != ignore_index if hard else None
+    counted = None if weight is None or mask is None else weight[torch.where(mask, target, 0)]
+    p: Tensor | None = None
+    try:
+        # The gradient p - y comes with the loss where nothing else is asked for.
+        if (
+            mask is not None
+            and not return_probs
+            and (q is None or not (q.requires_grad or label_smoothing))
+            and (weight is None or not label_smoothing)
+            and _is_compiled(scores, q, record, impl)
+        ):
+            index = torch.where(mask, target, -1)
+            losses = _TokenLoss.apply(scores, index, q, record, label_smoothing, impl)  # type: ignore[no-untyped-call]
+            losses = losses if counted is None else counted * losses
+        else:
+            last = target if hard else target.movedim(dim, -1)
+            p, losses = _from_solution(scores, last, mask, q, weight, record, label_smoothing, impl)
+    except BadScores:
+        check_logits(logits, dim)  # says it of the logits as they were given
+        raise
+    loss = reduce(losses, reduction=reduction, mask=mask, weight=counted).to(logits.dtype)
+    if not return_probs:
+        return loss
+    assert p is not None
+    return loss, p.movedim(-1, dim).to(logits.dtype)
 
+
+def _is_compiled(scores: Tensor, q: Tensor | None, record: FDivergence, impl: str) -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    return which("token_loss", scores, q, divergence=record, impl=impl).impl != "eager"
+
+
+class _TokenLoss(torch.autograd.Function):
+    """θ → loss, whose gradient p - y is found with it. Second derivatives are those of f-softargmax."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        scores: Tensor,
+        target: Tensor,
+        q: Tensor | None,
+        record: FDivergence,
+        label_smoothing: float,
+        impl: str,
+    ) -> Tensor:
+        shape, classes = target.shape, scores.shape[-1]
+        gradient = torch.empty(scores.shape, dtype=scores.dtype, device=scores.device)
+        run = implementation("token_loss", record, scores, q, impl=impl)
+        losses: Tensor = run(
+            scores.reshape(-1, classes),
+            target.reshape(-1),
+            None if q is None else q.reshape(-1, classes),
+            record,
+            label_smoothing,
+            gradient.view(-1, classes) if ctx.needs_input_grad[0] else None,
+        )
+        ctx.record = record
+        ctx.save_for_backward(scores, target, q, gradient)
+        return losses.view(shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        scores, target, q, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled() and scores.requires_grad:
+            # p - y can be differentiated again through p, which is found once more.
+            p = solve(torch.where((target >= 0).unsqueeze(-1), scores, 0.0), q, ctx.record)[0]
+            gradient = gradient + (p - p.detach())
+        return gradient * grad.unsqueeze(-1), None, None, None, None, None
+
+
+def _from_solution(
+    scores: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    q: Tensor | None,
+    weight: Tensor | None,
+    record: FDivergence,
+    label_smoothing: float,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    """p and the losses, for hard labels (with a mask) and soft ones (without), in differentiable steps."""
+    p, value, _, top = solve(scores, q, record, impl)
     # Everything below is relative to the top score, which cancels: <top - θ, y> instead of <θ, y>.
     gap = top.unsqueeze(-1) - scores
-    mask: Tensor | None = None
-    if hard:
-        mask = target != ignore_index
+    if mask is not None:
         index = torch.where(mask, target, 0).unsqueeze(-1)
-        mass = None if weight is None else weight.expand_as(scores).gather(-1, index).squeeze(-1)
-        cost = gap.gather(-1, index).squeeze(-1) + _one_hot_constant(record, q, index)
-        losses = value + cost
-        counted = mass
-        if mass is not None:
-            losses = mass * losses
+        losses = value + gap.gather(-1, index).squeeze(-1) + one_hot_constant(record, q, index)
+        losses = losses if weight is None else weight[index.squeeze(-1)] * losses
     else:
-        target = target.movedim(dim, -1).to(scores.dtype)
-        target = target if weight is None else target * weight
-        losses = _soft_loss(target, gap, value, q, record)
-        counted = None
+        target = target.to(scores.dtype)
+        losses = _soft_loss(target if weight is None else target * weight, gap, value, q, record)
     if label_smoothing:
         smooth = _mean_over_classes(gap, value, q, weight, record)
         losses = (1 - label_smoothing) * losses + label_smoothing * smooth
-    loss = reduce(losses, reduction=reduction, mask=mask, weight=counted).to(logits.dtype)
-    return (loss, p.movedim(-1, dim).to(logits.dtype)) if return_probs else loss
+    return p, losses
 
 
 def _soft_loss(target: Tensor, gap: Tensor, value: Tensor, q: Tensor | None, record: FDivergence) -> Tensor:
@@ -167,16 +248,6 @@ def _soft_loss(target: Tensor, gap: Tensor, value: Tensor, q: Tensor | None, rec
         entropy = torch.where(finite & (y > 0), entropy, 0.0)
     entropy = torch.where(present, entropy if q is None else q * entropy, 0.0)
     return mass * value + (target * safe_gap).sum(-1) + mass * entropy.sum(-1)
-
-
-def _one_hot_constant(record: FDivergence, q: Tensor | None, index: Tensor) -> Tensor | float:
-    """D_f(e_y, q) + f(0) Σq, or 0 where it is infinite."""
-    if not math.isfinite(record.at_zero):
-        return 0.0
-    if q is None:
-        return float(record.f_centred(torch.ones((), dtype=torch.float64)))
-    q_y = q.gather(-1, index).squeeze(-1)
-    return q_y * record.f_centred(1 / q_y)
 
 
 def _mean_over_classes(

@@ -9,8 +9,8 @@ from fenchel.checks import holds
 from fenchel.errors import InputError
 
 
-def check_logits(logits: Tensor, dim: int, *, name: str = "logits") -> None:
-    """Raise InputError unless `logits` can be normalised along `dim`."""
+def check_axis(logits: Tensor, dim: int, *, name: str = "logits") -> None:
+    """Raise InputError unless `logits` have classes along `dim`."""
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         received = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"{name} must be a floating-point tensor, received {received}")
@@ -18,6 +18,11 @@ def check_logits(logits: Tensor, dim: int, *, name: str = "logits") -> None:
         raise InputError(f"{name} of shape {tuple(logits.shape)} have no axis dim={dim}")
     if logits.shape[dim] == 0:
         raise InputError(f"{name} of shape {tuple(logits.shape)} have no classes along dim={dim}")
+
+
+def check_logits(logits: Tensor, dim: int, *, name: str = "logits") -> None:
+    """Raise InputError unless `logits` can be normalised along `dim`: it looks at every one."""
+    check_axis(logits, dim, name=name)
     top = logits.detach().amax(dim)
     if holds(torch.isfinite(top)):
         return

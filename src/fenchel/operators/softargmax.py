@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from fenchel.divergences import FDivergence
 from fenchel.divergences import divergence as find
-from fenchel.operators._inputs import check_logits, class_last, prepare_reference, scale_by
+from fenchel.errors import BadScores
+from fenchel.operators._inputs import check_axis, check_logits, class_last, prepare_reference, scale_by
 from fenchel.operators.engine import solve
+
+
+class Solved(NamedTuple):
+    """What the faces below choose from; value and threshold are of logits / T, less the top."""
+
+    scores: Tensor
+    q: Tensor | None
+    record: FDivergence
+    scale: Tensor | float
+    p: Tensor
+    value: Tensor
+    threshold: Tensor
+    top: Tensor
 
 
 def f_softargmax(
@@ -18,6 +34,7 @@ def f_softargmax(
     reference: float | Tensor = 1.0,
     dim: int = -1,
     temperature: float | Tensor = 1.0,
+    impl: str = "auto",
 ) -> Tensor:
     """Probabilities argmax_{p in simplex} <p, θ> - T D_f(p, q), the f-softargmax of θ / T.
 
@@ -36,14 +53,17 @@ def f_softargmax(
             to one; the default is the unit measure.
         dim: the axis of the classes.
         temperature: T > 0: a number, or a tensor broadcastable to logits with size 1 along `dim`.
+        impl: which implementation runs: "auto" (the fastest that can), "eager", "cpu" or "triton"; see
+            `fenchel.which`.
 
     Returns:
         p, the shape and dtype of logits, summing to one along `dim`.
 
     Raises:
         InputError: no classes; NaN or +inf among the logits, or a row of all -inf; q or T not positive;
-            shapes that do not broadcast. Values are checked on CPU outside `torch.compile` only, since
-            elsewhere a check would stall the device: there NaN in gives NaN out.
+            shapes that do not broadcast; an `impl` that cannot run here, with the reason. Values are
+            checked on CPU outside `torch.compile` only, since elsewhere a check would stall the device:
+            there NaN in gives NaN out.
 
     Example:
         >>> import torch
@@ -56,7 +76,8 @@ def f_softargmax(
         Roulet, Liu, Vieillard, Sander and Blondel, 2025, arXiv 2501.18537 (f-softargmax);
         Jacobian: Blondel, Martins and Niculae, 2020, arXiv 1901.02324.
     """
-    return _apply(logits, divergence, reference, dim, temperature)[0]
+    p = _solve(logits, divergence, reference, dim, temperature, impl).p
+    return p.movedim(-1, dim).to(logits.dtype)
 
 
 def f_softmax(
@@ -66,6 +87,7 @@ def f_softmax(
     reference: float | Tensor = 1.0,
     dim: int = -1,
     temperature: float | Tensor = 1.0,
+    impl: str = "auto",
 ) -> Tensor:
     """The value max_{p in simplex} <p, θ> - T D_f(p, q): logsumexp for "kl" and T = 1.
 
@@ -78,6 +100,7 @@ def f_softmax(
         reference: the measure q > 0, as in `f_softargmax`.
         dim: the axis of the classes.
         temperature: T > 0, as in `f_softargmax`.
+        impl: as in `f_softargmax`.
 
     Returns:
         The value in the units of the logits, their shape without `dim`, their dtype.
@@ -95,7 +118,13 @@ def f_softmax(
     Reference:
         Roulet, Liu, Vieillard, Sander and Blondel, 2025, arXiv 2501.18537 (f-softmax).
     """
-    return _apply(logits, divergence, reference, dim, temperature)[1]
+    found = _solve(logits, divergence, reference, dim, temperature, impl)
+    value = found.value
+    if found.record.gauge:
+        present = torch.isfinite(found.scores)
+        mass = present.to(value.dtype) if found.q is None else torch.where(present, found.q, 0.0)
+        value = value - found.record.gauge * mass.sum(-1)
+    return (found.scale * (value + found.top)).to(logits.dtype)
 
 
 def f_threshold(
@@ -105,6 +134,7 @@ def f_threshold(
     reference: float | Tensor = 1.0,
     dim: int = -1,
     temperature: float | Tensor = 1.0,
+    impl: str = "auto",
 ) -> Tensor:
     """The threshold T τ, with τ the root of Σ_j q_j f*'(max(θ_j / T - τ, f'(0))) = 1.
 
@@ -118,6 +148,7 @@ def f_threshold(
         reference: the measure q > 0, as in `f_softargmax`.
         dim: the axis of the classes.
         temperature: T > 0, as in `f_softargmax`.
+        impl: as in `f_softargmax`.
 
     Returns:
         The threshold in the units of the logits, their shape without `dim`, their dtype.
@@ -136,7 +167,8 @@ def f_threshold(
     Reference:
         Roulet, Liu, Vieillard, Sander and Blondel, 2025, arXiv 2501.18537 (the root τ).
     """
-    return _apply(logits, divergence, reference, dim, temperature)[2]
+    found = _solve(logits, divergence, reference, dim, temperature, impl)
+    return (found.scale * (found.threshold + found.top)).to(logits.dtype)
 
 
 def softmax(logits: Tensor, *, dim: int = -1, temperature: float | Tensor = 1.0) -> Tensor:
@@ -207,26 +239,20 @@ def entmax15(logits: Tensor, *, dim: int = -1, temperature: float | Tensor = 1.0
     return f_softargmax(logits, "alpha:1.5", dim=dim, temperature=temperature)
 
 
-def _apply(
+def _solve(
     logits: Tensor,
     divergence: str | FDivergence,
     reference: float | Tensor,
     dim: int,
     temperature: float | Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(p, softmax_f, threshold) for the public faces above."""
+    impl: str,
+) -> Solved:
     record = find(divergence)
-    check_logits(logits, dim)
+    check_axis(logits, dim)
     scores, scale = scale_by(class_last(logits, dim), temperature, logits, dim)
     q = prepare_reference(reference, logits, dim, scores)
-    p, value, threshold, top = solve(scores, q, record)
-    if record.gauge:
-        present = torch.isfinite(scores)
-        mass = (present.to(scores.dtype) if q is None else torch.where(present, q, 0.0)).sum(-1)
-        value = value - record.gauge * mass
-    back = logits.dtype
-    return (
-        p.movedim(-1, dim).to(back),
-        (scale * (value + top)).to(back),
-        (scale * (threshold + top)).to(back),
-    )
+    try:
+        return Solved(scores, q, record, scale, *solve(scores, q, record, impl))
+    except BadScores:
+        check_logits(logits, dim)  # says it of the logits as they were given
+        raise

@@ -1,0 +1,192 @@
+"""The operations in C++ on a CPU, compiled for a record at its first use on a large tensor."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from fenchel.divergences import FDivergence
+from fenchel.divergences.solution import one_hot_constant
+from fenchel.errors import BadScores
+from fenchel.kernels import eager
+from fenchel.kernels.cpu import source
+from fenchel.kernels.cpu.build import CannotCompile, library
+from fenchel.kernels.expression import NotTraceable
+
+_WORTH = 2**16  # elements from which "auto" compiles a record: below, plain PyTorch takes a millisecond
+
+
+class _Batch(ctypes.Structure):
+    """`Batch` of kernels.cpp."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("x_stride", ctypes.c_int64),
+        ("q", ctypes.c_void_p),
+        ("q_stride", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("n", ctypes.c_int64),
+    )
+
+
+def refusal(op: str, record: FDivergence, tensors: Sequence[Tensor], *, auto: bool) -> str | None:
+    """Why `op` cannot run here on such tensors, or None. With `auto` also why it would not be worth it."""
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            return f"a tensor is on {tensor.device.type}"
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            return f"it computes in float32, and a tensor is {str(tensor.dtype).removeprefix('torch.')}"
+        if type(tensor) not in (Tensor, torch.nn.Parameter) or not _has_memory(tensor):
+            return "a tensor has no memory of its own (a subclass, a trace or a transformation)"
+    size = tensors[0].numel()
+    if auto and size < _WORTH:
+        return f"{size} elements are too few to be worth a compilation"
+    if size and tensors[0].shape[-1] >= 2**31:
+        return "rows must be shorter than 2^31"
+    try:
+        _library(record, op == "distillation")
+    except (NotTraceable, CannotCompile) as error:
+        return str(error)
+    return None
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    try:
+        return tensor.numel() == 0 or tensor.data_ptr() != 0
+    except RuntimeError:
+        return False
+
+
+@cache
+def _source(record: FDivergence, distillation: bool) -> str:
+    return source.distillation(record) if distillation else source.solver(record)
+
+
+def _library(record: FDivergence, distillation: bool = False) -> ctypes.CDLL:
+    return library(_source(record, distillation))
+
+
+def softargmax(
+    scores: Tensor, q: Tensor | None, record: FDivergence
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `fenchel.kernels.eager.softargmax`."""
+    flat, measure = _rows(scores), None if q is None else _rows(q)
+    p = torch.empty_like(flat, memory_format=torch.contiguous_format)
+    value, threshold, top = (flat.new_empty(len(flat)) for _ in range(3))
+    status = torch.empty(len(flat), dtype=torch.int32)
+    _library(record).softargmax(_batch(flat, measure), *_pointers(p, value, threshold, top, status))
+    _raise_if(status, scores)
+    shape = scores.shape[:-1]
+    return p.view(scores.shape), value.view(shape), threshold.view(shape), top.view(shape)
+
+
+def softargmax_gradient(
+    p: Tensor,
+    q: Tensor | None,
+    record: FDivergence,
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
+) -> Tensor:
+    """See `fenchel.kernels.eager.softargmax_gradient`."""
+    flat, measure = _rows(p), None if q is None else _rows(q)
+    grad_p, *grad_rows = grads
+    inputs = [
+        None if grad_p is None else _rows(grad_p).contiguous(),
+        *(None if grad is None else grad.reshape(-1).contiguous() for grad in grad_rows),
+    ]
+    out = torch.empty_like(flat, memory_format=torch.contiguous_format)
+    _library(record).softargmax_gradient(_batch(flat, measure), *_pointers(*inputs, out))
+    return out.view(p.shape)
+
+
+def token_loss(
+    scores: Tensor,
+    target: Tensor,
+    q: Tensor | None,
+    record: FDivergence,
+    label_smoothing: float = 0.0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """See `fenchel.kernels.eager.token_loss`."""
+    flat, measure = _rows(scores), None if q is None else _rows(q)
+    losses = scores.new_empty(len(scores))
+    status = torch.empty(len(scores), dtype=torch.int32)
+    target = target.contiguous()
+    written = out if out is None or _is_rows(out) else torch.empty_like(flat)
+    stride = 0 if written is None else written.stride(0)
+    _library(record).token_loss(
+        _batch(flat, measure),
+        *_pointers(target, written),
+        ctypes.c_int64(stride),
+        ctypes.c_float(label_smoothing),
+        *_pointers(losses, status),
+    )
+    _raise_if(status, scores)
+    if out is not None and written is not None and written is not out:
+        out.copy_(written)
+    constant = one_hot_constant(record, q, target.clamp_min(0).unsqueeze(-1))
+    return losses + torch.where(target >= 0, constant, 0.0)
+
+
+def distillation(
+    student: Tensor,
+    teacher: Tensor,
+    record: FDivergence,
+    temperature: float = 1.0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """See `fenchel.kernels.eager.distillation`."""
+    x, t = _rows(student), _rows(teacher)
+    losses = x.new_empty(len(x))
+    status = torch.empty(len(x), dtype=torch.int32)
+    written = out if out is None or _is_rows(out) else torch.empty_like(x)
+    rows, n = x.shape
+    _library(record, True).distillation(
+        *_pointers(x),
+        ctypes.c_int64(x.stride(0)),
+        *_pointers(t),
+        *map(ctypes.c_int64, (t.stride(0), rows, n)),
+        ctypes.c_float(1 / temperature),
+        *_pointers(written),
+        ctypes.c_int64(0 if written is None else written.stride(0)),
+        *_pointers(losses, status),
+    )
+    if bool(status.any()):  # rows with classes at -inf, or with an error
+        odd = status.nonzero().squeeze(-1)
+        part = None if written is None else torch.empty_like(x[odd])
+        losses[odd] = eager.distillation(x[odd], t[odd], record, temperature, part)
+        if written is not None and part is not None:
+            written[odd] = part
+    if out is not None and written is not None and written is not out:
+        out.copy_(written)
+    return losses
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(rows, V) with the classes of a row next to each other; a view where that is possible."""
+    x = x.detach()
+    if x.dim() != 2:
+        x = x.reshape(-1, x.shape[-1])
+    return x if _is_rows(x) else x.contiguous()
+
+
+def _is_rows(x: Tensor) -> bool:
+    return x.shape[-1] == 1 or x.stride(-1) == 1
+
+
+def _batch(x: Tensor, q: Tensor | None) -> object:
+    rows, n = x.shape
+    pointer, stride = (None, 0) if q is None else (q.data_ptr(), q.stride(0))
+    return ctypes.byref(_Batch(x.data_ptr(), x.stride(0), pointer, stride, rows, n))
+
+
+def _pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
+
+
+def _raise_if(status: Tensor, scores: Tensor) -> None:
+    if bool(status.any()):
+        raise BadScores(int(status.nonzero()[0]), scores.shape)

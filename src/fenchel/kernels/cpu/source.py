@@ -1,0 +1,138 @@
+"""The C++ source of the kernels of one record: a generated head, then vector.h and kernels.cpp."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import torch
+
+from fenchel.divergences import FDivergence
+from fenchel.kernels.expression import Symbol, exponent, infix, slope, statements, trace
+
+SOLVER = ("derivative", "shift", "elasticity", "conjugate_of_ratio")
+
+
+def solver(record: FDivergence) -> str:
+    """The source of `kernels.cpp` for `record`; raises NotTraceable."""
+    # α > 2 needs more digits than float32 has, near the threshold
+    double = record.kappa > 1
+    traced = trace(record, SOLVER, torch.float64 if double else torch.float32)
+    constants = {
+        "double KAPPA": repr(float(record.kappa)),
+        "bool SPARSE": _truth(record.is_sparse),
+        "bool CLOSED": _truth(record.name in ("kl", "generalized-kl")),
+        "double DERIVATIVE_AT_ZERO": repr(record.derivative_at_zero) if record.is_sparse else "0.0",
+    }
+    functions = [
+        _function(name, ("u",), expression) for name, expression in traced.items() if name != "shift"
+    ]
+    functions.append(_function("bend", ("u",), _bend(traced["elasticity"])))
+    return _assemble(
+        "double" if double else "float",
+        constants,
+        [*functions, _shift(record, traced["shift"])],
+        "kernels.cpp",
+    )
+
+
+def distillation(record: FDivergence) -> str:
+    """The source of `distillation.cpp` for `record`; raises NotTraceable."""
+    arguments = ("log_p", "log_q")
+    divergence = trace(record, ("perspective",), torch.float32)["perspective"]
+    functions = [
+        _function(name, arguments, expression)
+        for name, expression in {
+            "perspective": divergence,
+            "slope_in_q": slope(divergence, "log_q"),
+        }.items()
+    ]
+    return _assemble("float", {}, functions, "distillation.cpp")
+
+
+def _assemble(real: str, constants: Mapping[str, str], functions: Sequence[str], body: str) -> str:
+    here = files(__package__)
+    lines = [
+        f"using real = {real};",
+        (here / "vector.h").read_text(encoding="utf-8"),
+        *(f"constexpr {name} = {value};" for name, value in constants.items()),
+        "namespace f {",
+        *functions,
+        "}",
+        "using namespace f;",
+        (here / body).read_text(encoding="utf-8"),
+    ]
+    return "\n".join(lines)
+
+
+def _function(name: str, arguments: Sequence[str], expression: Symbol) -> str:
+    lines, (result,) = statements([expression], _write)
+    types = ", ".join(f"class T{argument}" for argument in arguments)
+    declared = ", ".join(f"T{argument} {argument}" for argument in arguments)
+    body = "".join(f"  const auto {target} = {value};\n" for target, value in lines)
+    return f"template <{types}>\nINLINE auto {name}({declared}) {{\n{body}  return {result};\n}}"
+
+
+def _bend(elasticity: Symbol) -> Symbol:
+    """e + u e'(u) of the elasticity e: u e (e + u e') is the second derivative of f*'."""
+    power = exponent(elasticity, "u")
+    if power is not None:  # e = c u^power
+        return _symbol(elasticity * (1 + power), elasticity)
+    u = Symbol("argument", ("u",), elasticity.dtype)
+    return _symbol(elasticity + u * slope(elasticity, "u"), elasticity)
+
+
+def _symbol(x: Any, like: Symbol) -> Symbol:
+    return x if isinstance(x, Symbol) else Symbol("number", (float(x),), like.dtype)
+
+
+def _shift(record: FDivergence, shift: Symbol) -> str:
+    """u = f*'(f'(U) - gap) and its elasticity, as a struct: what depends on U alone is found once a row."""
+    elasticity: Any = record.elasticity  # written in U and gap, it shares their powers and exponentials
+    results = [shift, _symbol(elasticity(shift), shift)]
+    lines, names = statements(results, _write)
+    moving = {"gap"}
+    for target, value in lines:
+        if moving & set(re.findall(r"\w+", value)):
+            moving.add(target)
+    fixed = [(target, value) for target, value in lines if target not in moving]
+    members = "".join(f" real {target};" for target, _ in fixed)
+    start = "".join(f" {target} = {value};" for target, value in fixed)
+    body = "".join(f"    const auto {target} = {value};\n" for target, value in lines if target in moving)
+    return (
+        f"struct Shift {{\n  real u;{members}\n  explicit Shift(real at) : u(at) {{{start} }}\n"
+        f"  INLINE void operator()(vec gap, vec& ratio, vec& slope) const {{\n{body}"
+        f"    ratio = {names[0]};\n    slope = {names[1]};\n  }}\n}};"
+    )
+
+
+def _truth(value: bool) -> str:
+    return "true" if value else "false"
+
+
+_NAMED: Mapping[str, Callable[..., str]] = {
+    "number": lambda x: {"inf": "INF", "-inf": "(-INF)"}.get(x, f"real({x})"),
+    "neg": lambda x: f"(-{x})",
+    "where": lambda c, a, b: f"select({c}, {a}, {b})",
+    "maximum": lambda a, b: f"maximum({a}, {b})",
+    "minimum": lambda a, b: f"minimum({a}, {b})",
+    "invert": lambda x: f"invert({x})",
+    "logical_not": lambda x: f"invert({x})",
+}
+
+
+_NUMBER = re.compile(r"real\((.+)\)")
+
+
+def _write(op: str, arguments: list[str]) -> str:
+    sign = infix(op)
+    divisor = _NUMBER.fullmatch(arguments[1]) if sign == "/" else None
+    if divisor:
+        return f"({arguments[0]} * real({1 / float(divisor[1])!r}))"
+    if sign:
+        return f"({arguments[0]} {sign} {arguments[1]})"
+    if op in _NAMED:
+        return _NAMED[op](*arguments)
+    return f"f::{op}({', '.join(arguments)})"

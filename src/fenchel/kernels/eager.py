@@ -1,0 +1,234 @@
+"""The operations in plain PyTorch: what the other implementations are measured against, in float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fenchel.checks import holds
+from fenchel.divergences import FDivergence
+from fenchel.divergences.solution import conjugate, one_hot_constant, sensitivities
+from fenchel.errors import BadScores
+
+Optional = Tensor | None
+
+
+def softargmax(scores: Tensor, q: Optional, record: FDivergence) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """p, and value - top, τ - top and top = max θ, where the value is that of f centred.
+
+    Args:
+        scores: (..., V) in float32 or float64.
+        q: the measure, broadcast to scores, or None for the unit measure.
+        record: the divergence.
+
+    Returns:
+        (..., V) and three of (...).
+
+    Raises:
+        BadScores: a row is all -inf, or holds NaN or inf (on CPU, where looking is free).
+    """
+    top = scores.amax(-1)
+    if not holds(torch.isfinite(top)):
+        raise BadScores(int((~torch.isfinite(top)).flatten().nonzero()[0]), scores.shape)
+    gap = top.unsqueeze(-1) - scores
+    if record.kappa > 1:  # α > 2 needs more digits than float32 has, near the threshold
+        found = find_root(gap.double(), None if q is None else q.double(), record)
+        p, value, threshold = (each.to(scores.dtype) for each in found)
+    else:
+        p, value, threshold = find_root(gap, q, record)
+    return p, value, threshold, top
+
+
+def softargmax_gradient(
+    p: Tensor, q: Optional, record: FDivergence, grads: tuple[Optional, Optional, Optional]
+) -> Optional:
+    """The gradient in the scores, from those of p, the value and the threshold; differentiable in all.
+
+    w (g_p - <ρ, g_p>) + p g_value + ρ g_threshold, with w = q f*'' and ρ = w / Σw.
+    """
+    grad_p, grad_value, grad_threshold = grads
+    found: Optional = None
+    if grad_p is not None or grad_threshold is not None:
+        _, w, rho, _ = sensitivities(p, q, record)
+        if grad_p is not None:
+            found = w * (grad_p - (rho * grad_p).sum(-1, keepdim=True))
+        if grad_threshold is not None:
+            found = _add(found, rho * grad_threshold.unsqueeze(-1))
+    if grad_value is not None:
+        found = _add(found, p * grad_value.unsqueeze(-1))
+    return found
+
+
+def token_loss(
+    scores: Tensor,
+    target: Tensor,
+    q: Optional,
+    record: FDivergence,
+    label_smoothing: float = 0.0,
+    out: Optional = None,
+) -> Tensor:
+    """softmax_f(θ; q) - <θ, y> + D_f(y, q), row by row, with p - y as a by-product.
+
+    Args:
+        scores: (n, V).
+        target: class indices (n,), negative for rows that do not count: these give 0.
+        q: None for the unit measure, or broadcast to scores (then label_smoothing must be 0).
+        record: the divergence.
+        label_smoothing: ε; y is (1 - ε) e_y + ε / (number of finite scores) on these.
+        out: where the gradient p - y is written, (n, V); it may be scores itself.
+
+    Returns:
+        The losses, (n,).
+
+    Raises:
+        BadScores: as `softargmax`, for a row that counts.
+    """
+    counts = target >= 0
+    index = target.clamp_min(0).unsqueeze(-1)
+    scores = torch.where(counts.unsqueeze(-1), scores, 0.0)
+    p, value, _, top = softargmax(scores, q, record)
+    cost = top - scores.gather(-1, index).squeeze(-1)
+    present = torch.isfinite(scores)
+    share = present.to(scores.dtype) / present.sum(-1, keepdim=True)
+    if label_smoothing:
+        spread = (share * torch.where(present, top.unsqueeze(-1) - scores, 0.0)).sum(-1)
+        cost = (1 - label_smoothing) * cost + label_smoothing * spread
+    if out is not None:
+        out.copy_(p - label_smoothing * share if label_smoothing else p)
+        out.scatter_add_(-1, index, torch.full_like(cost, label_smoothing - 1).unsqueeze(-1))
+        out.masked_fill_(~counts.unsqueeze(-1), 0.0)
+    return torch.where(counts, value + cost + one_hot_constant(record, q, index), 0.0)
+
+
+def distillation(
+    student: Tensor,
+    teacher: Tensor,
+    record: FDivergence,
+    temperature: float = 1.0,
+    out: Optional = None,
+) -> Tensor:
+    """D_f(p_T, p_S) with p = softmax(logits / T), row by row, with its gradient as a by-product.
+
+    Args:
+        student: logits (n, V).
+        teacher: logits (n, V).
+        record: the divergence.
+        temperature: T.
+        out: where the gradient in the student's logits / T is written, (n, V); it may be student itself.
+
+    Returns:
+        The losses, (n,).
+
+    Raises:
+        BadScores: a row is all -inf, or holds NaN or inf (on CPU).
+    """
+    for scores in (student, teacher):
+        top = scores.amax(-1)
+        if not holds(torch.isfinite(top)):
+            raise BadScores(int((~torch.isfinite(top)).nonzero()[0]), scores.shape)
+    with torch.enable_grad():
+        scaled = (student.detach() / temperature).requires_grad_(out is not None)
+        log_p = torch.log_softmax(teacher.detach() / temperature, -1)
+        losses = record.from_log_probs(log_p, torch.log_softmax(scaled, -1))
+    if out is not None:
+        out.copy_(torch.autograd.grad(losses.sum(), scaled)[0])
+    return losses.detach()
+
+
+def _add(a: Optional, b: Tensor) -> Tensor:
+    return b if a is None else a + b
+
+
+# Evaluations of S that reach working precision, with a margin (tests/operators/test_accuracy.py: V up to
+# 131072, scores of scale 1e-3 to 1e4, q of spread 1e6). Above α = 2 the derivative of f*' is unbounded at
+# the threshold, Newton's steps can shrink to nothing there, and every second step bisects.
+_STEPS, _STEPS_STEEP = 20, 80
+
+
+def find_root(gap: Tensor, q: Optional, record: FDivergence) -> tuple[Tensor, Tensor, Tensor]:
+    """(p, value - top, τ - top) from gap = θ_max - θ (..., V), which may hold inf for absent classes.
+
+    Newton's method on S in the coordinate (U^κ - 1)/κ, on which S^κ is nearly linear, from the upper
+    end of the bracket 1/Σq <= U <= 1/q_J, where it is monotone; a step that leaves the bracket is
+    replaced by the geometric mean of its ends. In float64, α = 2 and 1.5 take their sorted closed form
+    instead, and KL has one in every type. What remains of 1 - S, below the resolution of U, is
+    handed out by one last Newton step taken on p itself.
+    """
+    if record.name == "kl" or record.name == "generalized-kl":
+        return _closed_form_kl(gap, q, record)
+    kappa = record.kappa
+    measure = torch.ones_like(gap) if q is None else q
+    low = 1 / measure.sum(-1, keepdim=True)
+    high = 1 / torch.where(gap == 0, measure, 0.0).sum(-1, keepdim=True)
+    exact = kappa in (0.5, 1.0) and gap.dtype == torch.float64  # float32 sums would lose digits
+    ratio = _sorted_closed_form(gap, measure, record).clamp(low, high) if exact else high
+    tolerance = torch.finfo(gap.dtype).eps ** 0.5
+    early_exit = gap.device.type == "cpu" and not torch.compiler.is_compiling()
+    for i in range(0 if exact else _STEPS_STEEP if kappa > 1 else _STEPS):
+        p, total, w, weight = _evaluate(ratio, gap, measure, record)
+        slope = weight / (total * record.elasticity(ratio))
+        log_total = total.log()
+        if kappa == 0:
+            step = torch.exp(-log_total / slope)
+        else:
+            step = torch.exp(torch.log1p(torch.expm1(-kappa * log_total) / slope) / kappa)
+        low = torch.where(total <= 1, ratio, low)
+        high = torch.where(total >= 1, ratio, high)
+        moved = ratio * step
+        middle = (low * high).sqrt()
+        inside = (moved >= low) & (moved <= high)
+        moved = middle if kappa > 1 and i % 2 else torch.where(inside, moved, middle)
+        settled = (moved - ratio).abs() <= tolerance * ratio
+        if kappa > 1:  # a short step may only mean a steep kink
+            settled = settled & (log_total.abs() <= tolerance)
+        ratio = moved
+        if early_exit and bool(settled.all()):
+            break
+    p, total, w, weight = _evaluate(ratio, gap, measure, record)
+    rest = (1 - total) / weight
+    p = (p + w * rest).clamp_min(0)
+    v_top = (record.derivative(ratio) + rest).squeeze(-1)
+    u = p if q is None else p / q
+    conjugates = conjugate(u, record)
+    value = (conjugates if q is None else q * conjugates).sum(-1) - v_top
+    return p, value, -v_top
+
+
+def _evaluate(
+    ratio: Tensor, gap: Tensor, measure: Tensor, record: FDivergence
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """p, Σp, w = q f*'' and Σw at U = ratio."""
+    u = record.shift(ratio, gap)
+    p = measure * u
+    w = torch.where(u > 0, p * record.elasticity(torch.where(u > 0, u, 1.0)), 0.0)
+    return p, p.sum(-1, keepdim=True), w, w.sum(-1, keepdim=True)
+
+
+def _sorted_closed_form(gap: Tensor, measure: Tensor, record: FDivergence) -> Tensor:
+    """U for α = 2 (κ = 1) and α = 1.5 (κ = ½), whatever the scale of f, by sorting.
+
+    With B = U^κ and h_j = κ gap_j / scale, Σ q_j max(B - h_j, 0)^(1/κ) = 1 is linear or quadratic in B
+    once the support is known, and the support is a prefix of the classes sorted by h.
+    """
+    kappa = record.kappa
+    h, order = (gap * (kappa * record.elasticity(torch.ones_like(gap[..., :1])))).sort(-1)
+    weights = measure.gather(-1, order)
+    # Beyond the largest possible B a class has no part in the support; inf would spoil the sums.
+    h = h.minimum(weights[..., :1] ** -kappa)
+    mass, first = weights.cumsum(-1), (weights * h).cumsum(-1)
+    if kappa == 1:
+        base = (1 + first) / mass
+    else:
+        spread = (weights * h * h).cumsum(-1) - 1
+        base = (first + (first**2 - mass * spread).clamp_min(0).sqrt()) / mass
+    count = (base > h).sum(-1, keepdim=True).clamp_min(1)
+    return base.gather(-1, count - 1) ** (1 / kappa)
+
+
+def _closed_form_kl(gap: Tensor, q: Optional, record: FDivergence) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax with a measure: U = 1 / Σ q e^-gap."""
+    weights = (-gap).exp() if q is None else q * (-gap).exp()
+    ratio = 1 / weights.sum(-1, keepdim=True)
+    p = weights * ratio
+    v_top = record.derivative(ratio).squeeze(-1)
+    return p, p.sum(-1) - v_top, -v_top
