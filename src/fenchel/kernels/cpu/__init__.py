@@ -131,6 +131,52 @@ def token_loss(
     return losses + torch.where(target >= 0, constant, 0.0)
 
 
+def token_support(
+    scores: Tensor, target: Tensor, q: Tensor | None, record: FDivergence, most: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """The loss of tokens and p - y as its nonzero numbers; None where these are more than `most`.
+
+    Args:
+        scores: (n, V).
+        target: class indices (n,), negative for rows that do not count.
+        q: None for the unit measure, or broadcast to scores.
+        record: a divergence that gives zeros.
+        most: how many numbers are few enough.
+
+    Returns:
+        The losses (n,) but for the constant D_f(y, q); classes and numbers, (total,), row after row; how
+        many each row has, (n,).
+
+    Raises:
+        BadScores: as `softargmax`.
+    """
+    flat, measure = _rows(scores), None if q is None else _rows(q)
+    n = len(flat)
+    # A row may have more than its share, at a cost of memory: what is not written is not touched.
+    capacity = min(flat.shape[-1], 4 * max(1, most // max(1, n)))
+    losses = flat.new_empty(n)
+    index, gradient = torch.empty(n, capacity, dtype=torch.int32), flat.new_empty(n, capacity)
+    count, status = torch.empty(n, dtype=torch.int32), torch.empty(n, dtype=torch.int32)
+    target = target.contiguous()
+    run = _library(record)
+    run.token_support(
+        _batch(flat, measure),
+        *_pointers(target),
+        ctypes.c_int64(capacity),
+        *_pointers(index, gradient, count, losses, status),
+    )
+    _raise_if(status, scores)
+    counts = count.long()
+    total = int(counts.sum())
+    if total > most or bool((counts < 0).any()):
+        return None
+    classes, numbers = torch.empty(total, dtype=torch.int64), flat.new_empty(total)
+    run.pack(
+        *_pointers(index, gradient, count), *map(ctypes.c_int64, (n, capacity)), *_pointers(classes, numbers)
+    )
+    return losses, classes, numbers, counts
+
+
 def distillation(
     student: Tensor,
     teacher: Tensor,

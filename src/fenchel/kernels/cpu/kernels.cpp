@@ -447,4 +447,15 @@ void token_support(const Batch* batch, const int64_t* target, int64_t capacity, 
     count[i] = size <= capacity ? size : -1;
   });
 }
+
+// Puts the rows of token_support one after the other.
+void pack(const int32_t* index, const float* gradient, const int32_t* count, int64_t rows, int64_t capacity,
+          int64_t* classes, float* numbers) {
+  for (int64_t i = 0; i < rows; ++i) {
+    std::copy_n(index + i * capacity, count[i], classes);
+    std::copy_n(gradient + i * capacity, count[i], numbers);
+    classes += count[i];
+    numbers += count[i];
+  }
+}
 }
