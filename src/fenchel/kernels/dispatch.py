@@ -33,7 +33,7 @@ OPERATIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "softargmax": ("cpu", "eager"),
         "softargmax_gradient": ("cpu", "eager"),
         "token_loss": ("cpu", "eager"),
-        "token_support": ("cpu",),
+        "token_support": ("cpu", "eager"),
         "distillation": ("cpu", "eager"),
     }
 )

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fenchel.divergences import FDivergence
-from fenchel.divergences.solution import one_hot_constant
-from fenchel.kernels.dispatch import implementation, which
+from fenchel.errors import BadScores
+from fenchel.kernels.dispatch import implementation
 
 # Share of a chunk's logits under gradient up to which sums over the support are faster than products of
 # matrices (benchmarks/head.py measures both).
@@ -68,23 +68,13 @@ class Tokens:
             self._dense_for -= 1
             return None
         q = None if self.q is None else self.q.expand_as(logits)
-        if self.impl == "eager" or not _can("token_support", self.record, logits, q):
-            return None
-        run = implementation("token_support", self.record, logits, q)
-        target = self.target[rows]
-        found = run(logits, target, q, self.record, int(logits.numel() * SPARSE_BELOW))
+        run = implementation("token_support", self.record, logits, q, impl=self.impl)
+        found = run(logits, self.target[rows], q, self.record, int(logits.numel() * SPARSE_BELOW))
         if found is None:
             self._dense_for = 15
             return None
         losses, classes, values, counts = found
-        constant = one_hot_constant(self.record, q, target.clamp_min(0).unsqueeze(-1))
-        return losses + torch.where(target >= 0, constant, 0.0), Support(classes, values, counts)
-
-
-def _can(op: str, record: FDivergence, *tensors: Tensor | None) -> bool:
-    if torch.compiler.is_compiling():
-        return False
-    return which(op, *tensors, divergence=record).impl == "cpu"
+        return losses, Support(classes, values, counts)
 
 
 @dataclass(frozen=True)
@@ -95,6 +85,7 @@ class Distilled:
     record: FDivergence
     temperature: float = 1.0
     scale: float = 1.0
+    mask: Tensor | None = None  # (n,): rows that count
     impl: str = "auto"
 
     def dense(self, logits: Tensor, rows: slice, gradient: bool) -> Tensor:
@@ -103,6 +94,11 @@ class Distilled:
         losses: Tensor = run(logits, teacher, self.record, self.temperature, logits if gradient else None)
         if gradient and self.scale != self.temperature:
             logits *= self.scale / self.temperature
+        if self.mask is not None:
+            mask = self.mask[rows]
+            losses = torch.where(mask, losses, 0.0)
+            if gradient:
+                logits.masked_fill_(~mask.unsqueeze(-1), 0.0)
         return losses * self.scale
 
     def sparse(self, logits: Tensor, rows: slice) -> None:
@@ -132,15 +128,16 @@ class Differentiated:
 
 
 def head_losses(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, criterion: Criterion, chunk: int
+    hidden: Tensor, weight: Tensor | None, bias: Tensor | None, criterion: Criterion, chunk: int
 ) -> Tensor:
     """The losses (n,) of the logits hidden @ weight.T + bias, `chunk` rows at a time.
 
     Gradients flow to hidden (n, d), weight (V, d) and bias (V,). They are made in the forward pass, which
     is all there is to do if every row's loss then has the same gradient, as in a sum or a mean; for rows of
     unequal gradients the logits of dense chunks are computed a second time. Not twice differentiable.
+    Without a weight, hidden are the logits themselves.
     """
-    if torch.is_autocast_enabled(hidden.device.type):
+    if weight is not None and torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -151,7 +148,12 @@ def head_losses(
 class _Head(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, criterion: Criterion, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        criterion: Criterion,
+        chunk: int,
     ) -> Tensor:
         wanted = ctx.needs_input_grad[:3]
         ctx.criterion, ctx.chunk = criterion, chunk
@@ -164,13 +166,16 @@ class _Head(torch.autograd.Function):
             for start in range(0, len(hidden), chunk):
                 rows = slice(start, min(start + chunk, len(hidden)))
                 scores = logits(rows)
-                found = criterion.sparse(scores, rows) if any(wanted) else None
+                try:
+                    found = criterion.sparse(scores, rows) if any(wanted) else None
+                    if found is None:
+                        losses.append(criterion.dense(scores, rows, any(wanted)))
+                except BadScores as error:
+                    raise BadScores(start + error.row, (len(hidden), scores.shape[-1])) from None
                 if found is not None:
                     losses.append(found[0])
                     ctx.supports.append((rows, found[1]))
-                    continue
-                losses.append(criterion.dense(scores, rows, any(wanted)))
-                if any(wanted):
+                elif any(wanted):
                     gradients.add(rows, scores)
                     ctx.dense.append(rows)
         ctx.gradients = gradients
@@ -213,15 +218,17 @@ def _common(grad: Tensor) -> Tensor | None:
 class _Logits:
     """hidden @ weight.T + bias of some rows, in float32 at least; each call overwrites the last one's."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk: int) -> None:
+    def __init__(self, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, chunk: int) -> None:
         self.hidden, self.weight, self.bias = hidden, weight, bias
         self.dtype = torch.promote_types(hidden.dtype, torch.float32)
-        reusable = self.dtype == hidden.dtype == weight.dtype
-        size = min(chunk, len(hidden))
-        self.buffer = hidden.new_empty(size, len(weight)) if reusable else None
+        self.buffer: Tensor | None = None
+        if weight is not None and self.dtype == hidden.dtype == weight.dtype:
+            self.buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight))
 
     def __call__(self, rows: slice) -> Tensor:
         part = self.hidden[rows]
+        if self.weight is None:
+            return part.to(self.dtype, copy=True)
         if self.buffer is None:
             return torch.nn.functional.linear(part, self.weight, self.bias).to(self.dtype)
         out = self.buffer[: len(part)]
@@ -233,7 +240,9 @@ class _Logits:
 class _Gradients:
     """Sums over chunks of the gradients that are wanted, in float32 at least."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, ...]) -> None:
+    def __init__(
+        self, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, wanted: tuple[bool, ...]
+    ) -> None:
         self.inputs = (hidden, weight, bias)
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         self.wanted = wanted
@@ -245,7 +254,9 @@ class _Gradients:
     def add(self, rows: slice, logits: Tensor) -> None:
         """The gradients that follow from `logits`, the gradient of a chunk's logits."""
         hidden, weight, _ = self.inputs
-        if self.hidden is not None:
+        if self.hidden is not None and weight is None:
+            self.hidden[rows] = logits
+        elif self.hidden is not None and weight is not None:
             torch.mm(logits, weight.to(self.dtype), out=self.hidden[rows])
         if self.wanted[1]:
             part = hidden[rows].to(self.dtype)
@@ -262,6 +273,11 @@ class _Gradients:
         classes, values, counts = support
         values = values * grad.repeat_interleave(counts)
         bag = torch.nn.functional.embedding_bag
+        if weight is None:
+            if self.hidden is not None:
+                of = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+                self.hidden[rows].zero_().index_put_((of, classes), values, accumulate=True)
+            return
         if self.hidden is not None:
             starts = counts.cumsum(0) - counts
             table = weight.to(self.dtype)
@@ -287,10 +303,10 @@ class _Gradients:
     def results(self) -> tuple[Tensor | None, ...]:
         """The gradients, in the types of what they are gradients of."""
         hidden, weight, bias = self.inputs
-        if self.wanted[1] and self._weight is None:
+        if self.wanted[1] and self._weight is None and weight is not None:
             self._weight = torch.zeros_like(weight)
         return (
             None if self.hidden is None else self.hidden.to(hidden.dtype),
-            None if self._weight is None else self._weight.to(weight.dtype),
+            None if self._weight is None or weight is None else self._weight.to(weight.dtype),
             None if self.bias is None or bias is None else self.bias.to(bias.dtype),
         )

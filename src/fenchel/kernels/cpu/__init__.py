@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from fenchel.checks import is_plain
 from fenchel.divergences import FDivergence
 from fenchel.divergences.solution import one_hot_constant
 from fenchel.errors import BadScores
@@ -40,7 +41,7 @@ def refusal(op: str, record: FDivergence, tensors: Sequence[Tensor], *, auto: bo
             return f"a tensor is on {tensor.device.type}"
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             return f"it computes in float32, and a tensor is {str(tensor.dtype).removeprefix('torch.')}"
-        if type(tensor) not in (Tensor, torch.nn.Parameter) or not _has_memory(tensor):
+        if not is_plain(tensor):
             return "a tensor has no memory of its own (a subclass, a trace or a transformation)"
     size = tensors[0].numel()
     if auto and size < _WORTH:
@@ -52,13 +53,6 @@ def refusal(op: str, record: FDivergence, tensors: Sequence[Tensor], *, auto: bo
     except (NotTraceable, CannotCompile) as error:
         return str(error)
     return None
-
-
-def _has_memory(tensor: Tensor) -> bool:
-    try:
-        return tensor.numel() == 0 or tensor.data_ptr() != 0
-    except RuntimeError:
-        return False
 
 
 @cache
@@ -134,22 +128,7 @@ def token_loss(
 def token_support(
     scores: Tensor, target: Tensor, q: Tensor | None, record: FDivergence, most: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """The loss of tokens and p - y as its nonzero numbers; None where these are more than `most`.
-
-    Args:
-        scores: (n, V).
-        target: class indices (n,), negative for rows that do not count.
-        q: None for the unit measure, or broadcast to scores.
-        record: a divergence that gives zeros.
-        most: how many numbers are few enough.
-
-    Returns:
-        The losses (n,) but for the constant D_f(y, q); classes and numbers, (total,), row after row; how
-        many each row has, (n,).
-
-    Raises:
-        BadScores: as `softargmax`.
-    """
+    """See `fenchel.kernels.eager.token_support`."""
     flat, measure = _rows(scores), None if q is None else _rows(q)
     n = len(flat)
     # A row may have more than its share, at a cost of memory: what is not written is not touched.
@@ -174,7 +153,8 @@ def token_support(
     run.pack(
         *_pointers(index, gradient, count), *map(ctypes.c_int64, (n, capacity)), *_pointers(classes, numbers)
     )
-    return losses, classes, numbers, counts
+    constant = one_hot_constant(record, q, target.clamp_min(0).unsqueeze(-1))
+    return losses + torch.where(target >= 0, constant, 0.0), classes, numbers, counts
 
 
 def distillation(
