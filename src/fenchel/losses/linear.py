@@ -114,6 +114,11 @@ def in_chunks(loss: Callable[..., Tensor], scores: Rows, *arguments: Any, chunk:
     return torch.cat(pieces)
 
 
+def may_fuse(scores: Rows) -> bool:
+    """Whether `losses_of` can take these rows: a head on plain tensors, neither traced nor transformed."""
+    return isinstance(scores, Scores) and all(x is None or is_plain(x) for x in scores)
+
+
 def losses_of(scores: Scores, criterion: Criterion, chunk: int | None = None) -> Tensor:
     """The losses (n,) of a criterion, `chunk` rows at a time; gradients flow to hidden, weight and bias."""
     return head_losses(*scores, criterion, _checked(chunk, scores))
@@ -205,7 +210,7 @@ def linear_fenchel_young_loss(
             impl=impl,
         )
 
-    if impl == "eager" or soft or measure or not is_plain(hidden):
+    if impl == "eager" or soft or measure or not may_fuse(scores):
         losses = in_chunks(loss, scores, flat, chunk=chunk).view(shape)
         mask = None if soft else target != ignore_index
         return reduce(losses, reduction=reduction, mask=mask)
@@ -285,7 +290,7 @@ def linear_distillation_loss(
             f"{student.vocabulary} classes and {tuple(rows)} rows of {teacher.vocabulary}"
         )
     taught = any(x is not None and x.requires_grad for x in teacher)
-    if impl == "eager" or taught or not is_plain(student_hidden):
+    if impl == "eager" or taught or not may_fuse(student):
 
         def loss(student: Tensor, teacher: Tensor) -> Tensor:
             return distillation_loss(
