@@ -39,7 +39,7 @@ class Spec(NamedTuple):
 
 
 def tokens(vocabulary: int, files: Sequence[str] = ()) -> tuple[Tensor, Tensor]:
-    """(training, held-out) token ids of the corpus, each in one row; the tokenizer is trained on the first."""
+    """(training, held-out) token ids of the corpus, in one row each; the tokenizer is of the first."""
     if files:
         texts = [Path(name).read_text(encoding="utf-8") for name in files]
         cut = [len(text) * 9 // 10 for text in texts]

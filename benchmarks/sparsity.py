@@ -1,6 +1,6 @@
 """How sparse are the probabilities of alpha > 1 while a language model is trained?
 
-    python benchmarks/sparsity.py [--divergence alpha:1.5 alpha:2] [--vocabulary 16384] [--steps 1000] [--text FILE ...]
+    python benchmarks/sparsity.py [--divergence alpha:1.5 alpha:2] [--vocabulary 16384] [--text FILE ...]
 
 Of held-out tokens at steps 0, 1, 2, 5, 10, ...: the size of the support of f-softargmax, and of the
 candidates, the classes above θ_max - reach that a look at the top score alone leaves. Kernels are made for
