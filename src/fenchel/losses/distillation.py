@@ -114,10 +114,19 @@ def _by_kernel(
     impl: str,
 ) -> tuple[Tensor, float] | None:
     """The same where one pass gives the losses and the student's gradient, else None."""
-    if not isinstance(teacher, Tensor) or isinstance(temperature, Tensor) or not 0 < temperature < math.inf:
+    reason = None
+    if not isinstance(teacher, Tensor):
+        reason = "the teacher is a TopK"
+    elif teacher.requires_grad:
+        reason = "the teacher is to have a gradient"
+    elif isinstance(temperature, Tensor):
+        reason = "the temperature is a tensor"
+    if reason is not None and impl not in ("auto", "eager"):
+        raise InputError(f"impl={impl!r} cannot run distillation of {record.name}: {reason}")
+    if not isinstance(teacher, Tensor) or isinstance(temperature, Tensor) or reason is not None:
         return None
     scores, known = class_last(student, dim), class_last(teacher, dim)
-    if known.requires_grad or not is_plain(scores):
+    if not 0 < temperature < math.inf or (impl == "auto" and not is_plain(scores)):
         return None
     if which("distillation", scores, known, divergence=record, impl=impl).impl == "eager":
         return None

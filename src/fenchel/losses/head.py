@@ -17,6 +17,8 @@ from torch import Tensor
 from fenchel.divergences import FDivergence
 from fenchel.errors import BadScores
 from fenchel.kernels.dispatch import implementation
+from fenchel.losses.distillation import distillation_loss
+from fenchel.losses.fenchel_young import fenchel_young_loss
 
 # Share of a chunk's logits under gradient up to which sums over the support are faster than products of
 # matrices (benchmarks/head.py measures both).
@@ -40,6 +42,10 @@ class Criterion(Protocol):
 
     def sparse(self, logits: Tensor, rows: slice) -> tuple[Tensor, Support] | None:
         """The losses and their gradient where it has few numbers; the logits stay as they are."""
+        ...
+
+    def plain(self, logits: Tensor, rows: slice) -> Tensor:
+        """The losses in differentiable steps."""
         ...
 
 
@@ -76,6 +82,18 @@ class Tokens:
         losses, classes, values, counts = found
         return losses, Support(classes, values, counts)
 
+    def plain(self, logits: Tensor, rows: slice) -> Tensor:
+        return fenchel_young_loss(
+            logits,
+            self.target[rows],
+            self.record,
+            reference=1.0 if self.q is None else self.q,
+            ignore_index=-1,
+            label_smoothing=self.label_smoothing,
+            reduction="none",
+            impl="eager",
+        )
+
 
 @dataclass(frozen=True)
 class Distilled:
@@ -104,6 +122,12 @@ class Distilled:
     def sparse(self, logits: Tensor, rows: slice) -> None:
         return None
 
+    def plain(self, logits: Tensor, rows: slice) -> Tensor:
+        teacher = self.teacher(rows)
+        options: dict[str, Any] = {"temperature": self.temperature, "reduction": "none", "impl": "eager"}
+        mask = None if self.mask is None else self.mask[rows]
+        return self.scale * distillation_loss(logits, teacher, self.record, mask=mask, **options)
+
 
 @dataclass(frozen=True)
 class Differentiated:
@@ -126,6 +150,9 @@ class Differentiated:
     def sparse(self, logits: Tensor, rows: slice) -> None:
         return None
 
+    def plain(self, logits: Tensor, rows: slice) -> Tensor:
+        return self.loss(logits, rows)
+
 
 def head_losses(
     hidden: Tensor, weight: Tensor | None, bias: Tensor | None, criterion: Criterion, chunk: int
@@ -134,8 +161,8 @@ def head_losses(
 
     Gradients flow to hidden (n, d), weight (V, d) and bias (V,). They are made in the forward pass, which
     is all there is to do if every row's loss then has the same gradient, as in a sum or a mean; for rows of
-    unequal gradients the logits of dense chunks are computed a second time. Not twice differentiable.
-    Without a weight, hidden are the logits themselves.
+    unequal gradients the logits of dense chunks are computed a second time. A backward pass that is itself
+    to be differentiated holds all logits. Without a weight, hidden are the logits themselves.
     """
     if weight is not None and torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -183,9 +210,14 @@ class _Head(torch.autograd.Function):
         return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is to be differentiated again
+            return (
+                *_differentiably(hidden, weight, bias, ctx.criterion, ctx.needs_input_grad, grad),
+                None,
+                None,
+            )
         gradients, ctx.gradients = ctx.gradients, None
         if ctx.dense:
             factor = _common(grad)
@@ -204,6 +236,23 @@ class _Head(torch.autograd.Function):
         for rows, support in ctx.supports:
             gradients.add_support(rows, support, grad[rows])
         return (*gradients.results(), None, None)
+
+
+def _differentiably(
+    hidden: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    criterion: Criterion,
+    wanted: tuple[bool, ...],
+    grad: Tensor,
+) -> list[Tensor | None]:
+    logits = hidden if weight is None else torch.nn.functional.linear(hidden, weight, bias)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    inputs = [x if w else None for x, w in zip((hidden, weight, bias), wanted, strict=False)]
+    leaves = [x for x in inputs if x is not None]
+    losses = criterion.plain(logits, slice(0, len(hidden)))
+    found = iter(torch.autograd.grad(losses, leaves, grad, create_graph=True))
+    return [None if x is None else next(found) for x in inputs]
 
 
 def _common(grad: Tensor) -> Tensor | None:

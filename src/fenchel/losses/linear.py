@@ -171,8 +171,8 @@ def linear_fenchel_young_loss(
         reduction: "mean" (over targets that count), "sum" or "none". Where the rows' losses then have
             gradients that differ, as "none" allows, logits are computed a second time in the backward pass.
         chunk: rows whose logits are held at a time; by default 2^23 / V on a CPU.
-        impl: which implementation runs, see `fenchel.which`; "eager" is differentiable twice, and is what
-            runs under `torch.compile` and `torch.func`.
+        impl: which implementation runs, see `fenchel.which`; "eager" is plain PyTorch, and what runs under
+            `torch.compile` and `torch.func`.
 
     Returns:
         The loss in nats, in float32 at least; for "none" the shape of hidden without d.
@@ -261,8 +261,8 @@ def linear_distillation_loss(
         reduction: "mean" (over the positions that count), "sum" or "none". Where the rows' losses then have
             gradients that differ, as "none" allows, logits are computed a second time in the backward pass.
         chunk: rows whose logits are held at a time; by default 2^23 / V on a CPU.
-        impl: which implementation runs, see `fenchel.which`; "eager" is differentiable twice. It is what
-            runs under `torch.compile` and `torch.func`, and where the teacher is to have gradients.
+        impl: which implementation runs, see `fenchel.which`; "eager" is plain PyTorch, and what runs under
+            `torch.compile` and `torch.func`, and where the teacher is to have gradients.
 
     Returns:
         The loss in nats, in float32 at least; for "none" the shape (...).
