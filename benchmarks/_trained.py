@@ -22,7 +22,7 @@ import fenchel
 from fenchel.reproductions.corpus import documents, split
 from fenchel.training.fit import train_tokenizer
 
-LENGTH, BATCH = 128, 8
+LENGTH = 128
 Watch = Callable[[int, Any, Tensor], None]
 """(step, model, held-out tokens (rows, LENGTH)), called before some of the steps."""
 
@@ -34,8 +34,9 @@ class Spec(NamedTuple):
     vocabulary: int = 32000
     hidden: int = 512
     layers: int = 2
-    steps: int = 300
+    steps: int = 250
     learning_rate: float = 1e-3
+    batch: int = 4
 
 
 def tokens(vocabulary: int, files: Sequence[str] = ()) -> tuple[Tensor, Tensor]:
@@ -66,6 +67,7 @@ def train(spec: Spec, data: tuple[Tensor, Tensor], watch: Watch | None = None) -
             num_hidden_layers=spec.layers,
             num_attention_heads=8,
             num_key_value_heads=8,
+            tie_word_embeddings=True,
             bos_token_id=0,
             eos_token_id=0,
         )
@@ -79,7 +81,7 @@ def train(spec: Spec, data: tuple[Tensor, Tensor], watch: Watch | None = None) -
             watch(step, model, held_out)
         if step == spec.steps:
             break
-        starts = torch.randint(len(ids) - LENGTH, (BATCH,))
+        starts = torch.randint(len(ids) - LENGTH, (spec.batch,))
         rows = torch.stack([ids[start : start + LENGTH] for start in starts.tolist()])
         decay = 1 - 0.9 * step / spec.steps
         optimizer.param_groups[0]["lr"] = spec.learning_rate * min((step + 1) / warm, decay)

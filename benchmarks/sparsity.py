@@ -40,7 +40,7 @@ def main() -> None:
             rows.append({"step": step, **measured(name, model, held_out)})
             print({key: round(value, 3) for key, value in rows[-1].items()}, flush=True)
 
-        spec = Spec(name, options.vocabulary, options.hidden, steps=options.steps)
+        spec = Spec(name, options.vocabulary, options.hidden, steps=options.steps, batch=8)
         train(spec, data, watch)
         record(
             "sparsity",

@@ -1,0 +1,115 @@
+"""Write the table of ratios into README.md and docs/performance.md, from the newest lines of the results.
+
+python benchmarks/table.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from _record import RESULTS, ROOT
+
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+BEGIN, END = "<!-- benchmarks: written by `make bench` -->", "<!-- end of benchmarks -->"
+Row = tuple[str, str, str]
+"""What is timed, next to what, and the ratio."""
+
+
+def newest(name: str) -> list[dict[str, Any]]:
+    """The lines of the last run of a benchmark."""
+    lines = [
+        json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    last = lines[-1]
+    run = [line for line in lines if line["commit"] == last["commit"] and line["command"] == last["command"]]
+    keys: dict[str, dict[str, Any]] = {}
+    for line in run:  # of several runs at one commit, the last
+        figures = line["figures"]
+        keys[str([figures.get(key) for key in ("work", "logits", "shape", "divergence")])] = line
+    return list(keys.values())
+
+
+def softargmax() -> Iterator[Row]:
+    """f-softargmax next to softmax and entmax."""
+    lines = [line["figures"] for line in newest("softargmax")]
+    for kind in dict.fromkeys(figures["logits"] for figures in lines):
+        for names, what in (
+            (("alpha:1.5", "alpha:2"), "alpha 1.5 and 2"),
+            (("js", "hellinger", "reverse-kl", "jeffreys", "alpha:1.1"), "dense f"),
+        ):
+            some = [x for x in lines if x["logits"] == kind and x["divergence"] in names]
+            sizes = sorted({x["shape"][1] for x in some})
+            work = f"f-softargmax, {what}, logits {kind}, V = {' and '.join(f'{n:,}' for n in sizes)}"
+            yield work, "torch.softmax", span([x["of_softmax"] for x in some])
+            inverse = [1 / x["entmax_of_ours"] for x in some if "entmax_of_ours" in x]
+            if inverse:
+                yield work, "entmax 1.3", f"1/{1 / max(inverse):.0f} to 1/{1 / min(inverse):.0f}"
+
+
+def losses() -> Iterator[Row]:
+    """Losses of logits."""
+    for line in newest("losses"):
+        figures = line["figures"]
+        ours = {k: v for k, v in figures["ratios"].items() if not k.startswith(("entmax", "TRL"))}
+        work = f"{figures['work']}, forward and backward, {len(ours)} divergences"
+        yield work, figures["base"], span(list(ours.values()))
+        for peer, value in figures["ratios"].items():
+            if peer in ours:
+                continue
+            mine = ours[peer.split()[-1]] if peer.startswith("entmax") else max(ours.values())
+            yield (
+                f"the same, {peer.split()[-1] if peer.startswith('entmax') else 'the slowest'}",
+                peer,
+                f"{mine / value:.3f}",
+            )
+
+
+def head() -> Iterator[Row]:
+    """The head with its loss."""
+    figures = newest("head")[0]["figures"]
+    ratios = figures["of_the_faster_peer"]
+    model = figures["model"]
+    work = f"head and loss, forward and backward, V = {model['vocabulary']:,}, d = {model['hidden']}"
+    for name in ("alpha:1.5", "alpha:2"):
+        support = figures["support"][name]
+        yield f"{work}, {name} (support {support:.0f})", "the faster cross-entropy", f"{ratios[name]:.2f}"
+    dense = [ratios[name] for name in ratios if name not in ("alpha:1.5", "alpha:2", "h @ W.T alone")]
+    yield f"{work}, dense f and kl", "the faster cross-entropy", span(dense)
+    yield "of that, the product of hidden states and head alone", "", f"{ratios['h @ W.T alone']:.2f}"
+
+
+def span(values: list[float]) -> str:
+    """From the least to the largest."""
+    low, high = min(values), max(values)
+    return f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
+
+
+def table() -> str:
+    """The Markdown between the marks."""
+    rows = [*softargmax(), *losses(), *head()]
+    last = newest("head")[0]
+    lines = ["| work | next to | time, as a multiple |", "|---|---|---|"]
+    lines += [f"| {work} | {peer} | {value} |" for work, peer, value in rows]
+    note = (
+        f"float32, {last['figures']['threads']} threads, torch {last['torch']}, commit {last['commit'][:7]}; "
+        "medians of turns in one process."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def main() -> None:
+    text = table()
+    for page in PAGES:
+        old = page.read_text(encoding="utf-8")
+        mark = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+        if not mark.search(old):
+            raise SystemExit(f"{page.name} has no place for the table: {BEGIN} ... {END}")
+        page.write_text(mark.sub(lambda _: f"{BEGIN}\n{text}\n{END}", old), encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
