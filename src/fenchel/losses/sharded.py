@@ -249,12 +249,11 @@ class _Task:
         run = implementation("shard_probabilities", self.record, scores, q, impl="eager")
         found: Tensor = run(scores, q, self.record, top, ratio, rest)
         if self.label_smoothing:
-            found = found - self.label_smoothing * torch.isfinite(scores) / number_present
+            found = found - self.label_smoothing * torch.isfinite(scores).to(found.dtype) / number_present
         index, mine = self.own(target, offset, scores.shape[-1])
         if scores.shape[-1]:
-            found = found.scatter_add(
-                -1, index, (mine * (self.label_smoothing - 1)).to(found.dtype).unsqueeze(-1)
-            )
+            less = (self.label_smoothing - 1) * mine.to(found.dtype)
+            found = found.scatter_add(-1, index, less.unsqueeze(-1))
         return torch.where((target != self.ignore_index).unsqueeze(-1), found / self.temperature, 0.0)
 
 
