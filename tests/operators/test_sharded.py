@@ -1,4 +1,4 @@
-"""The sharded operator, loss and head equal the unsharded ones, in processes that hold slices of the classes."""
+"""The sharded operator, loss and head equal the unsharded ones, in processes with slices of the classes."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ def test_no_process_group() -> None:
         lambda: sharded_f_softargmax(torch.zeros(3)),
         lambda: sharded_fenchel_young_loss(torch.zeros(1, 3), torch.tensor([0])),
     ):
-        with pytest.raises(InputError, match=r"no process group: .*torchrun.* init_process_group"):
+        with pytest.raises(InputError, match=r"no process group: .*torchrun.*init_process_group"):
             call()
