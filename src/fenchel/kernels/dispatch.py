@@ -32,6 +32,8 @@ OPERATIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "softargmax": ("cpu", "eager"),
         "softargmax_gradient": ("cpu", "eager"),
+        "shard_softargmax": ("eager",),
+        "shard_probabilities": ("eager",),
         "token_loss": ("cpu", "eager"),
         "token_support": ("cpu", "eager"),
         "distillation": ("cpu", "eager"),

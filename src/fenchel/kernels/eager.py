@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -11,6 +14,19 @@ from fenchel.divergences.solution import conjugate, one_hot_constant, sensitivit
 from fenchel.errors import BadScores
 
 Optional = Tensor | None
+
+Total = Callable[..., tuple[Tensor, ...]]
+"""Sums over the classes of tensors (..., V), (..., 1) each; all the solver knows of where the classes are."""
+
+
+class Root(NamedTuple):
+    """What `find_root` finds, and from what p can be had again: U, and what the last step adds to f'(U)."""
+
+    p: Tensor
+    value: Tensor
+    threshold: Tensor
+    ratio: Tensor
+    rest: Tensor
 
 
 def softargmax(scores: Tensor, q: Optional, record: FDivergence) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -30,13 +46,42 @@ def softargmax(scores: Tensor, q: Optional, record: FDivergence) -> tuple[Tensor
     top = scores.amax(-1)
     if not holds(torch.isfinite(top)):
         raise BadScores(int((~torch.isfinite(top)).flatten().nonzero()[0]), scores.shape)
+    root = shard_softargmax(scores, q, record, top, _total)
+    return root.p, root.value, root.threshold, top
+
+
+def shard_softargmax(scores: Tensor, q: Optional, record: FDivergence, top: Tensor, total: Total) -> Root:
+    """`softargmax` where scores may be some of the classes: `top` and `total` are those of all of them.
+
+    Args:
+        scores: (..., V) in float32 or float64; V may be 0.
+        q: the measure, broadcast to scores, or None for the unit measure.
+        record: the divergence.
+        top: max θ, (...), finite.
+        total: sums over all classes.
+
+    Returns:
+        p of these classes, (..., V), value - top and τ - top (...), and what `shard_probabilities` takes.
+    """
     gap = top.unsqueeze(-1) - scores
     if record.kappa > 1:  # α > 2 needs more digits than float32 has, near the threshold
-        found = find_root(gap.double(), None if q is None else q.double(), record)
-        p, value, threshold = (each.to(scores.dtype) for each in found)
+        p, value, threshold, *state = _root(gap.double(), None if q is None else q.double(), record, total)
+        return Root(*(each.to(scores.dtype) for each in (p, value, threshold)), *state)
+    return _root(gap, q, record, total)
+
+
+def shard_probabilities(
+    scores: Tensor, q: Optional, record: FDivergence, top: Tensor, ratio: Tensor, rest: Tensor
+) -> Tensor:
+    """p of `shard_softargmax` once more, from its U and rest: no sum over classes is taken."""
+    gap = (top.unsqueeze(-1) - scores).to(ratio.dtype)
+    if _is_kl(record):
+        p = (-gap).exp() * ratio if q is None else q * (-gap).exp() * ratio
     else:
-        p, value, threshold = find_root(gap, q, record)
-    return p, value, threshold, top
+        measure = torch.ones_like(gap) if q is None else q.to(ratio.dtype)
+        p, w = _terms(ratio, gap, measure, record)
+        p = (p + w * rest).clamp_min(0)
+    return p.to(scores.dtype)
 
 
 def softargmax_gradient(
@@ -172,63 +217,77 @@ def _add(a: Optional, b: Tensor) -> Tensor:
 _STEPS, _STEPS_STEEP = 20, 80
 
 
-def find_root(gap: Tensor, q: Optional, record: FDivergence) -> tuple[Tensor, Tensor, Tensor]:
-    """(p, value - top, τ - top) from gap = θ_max - θ (..., V), which may hold inf for absent classes.
+def _total(*parts: Tensor) -> tuple[Tensor, ...]:
+    return tuple(part.sum(-1, keepdim=True) for part in parts)
+
+
+def find_root(
+    gap: Tensor, q: Optional, record: FDivergence, total: Total = _total
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(p, value - top, τ - top) from gap = θ_max - θ (..., V), which may hold inf for absent classes."""
+    return _root(gap, q, record, total)[:3]
+
+
+def _is_kl(record: FDivergence) -> bool:
+    return record.name == "kl" or record.name == "generalized-kl"
+
+
+def _root(gap: Tensor, q: Optional, record: FDivergence, total: Total) -> Root:
+    """The root of S, from gap = θ_max - θ.
 
     Newton's method on S in the coordinate (U^κ - 1)/κ, on which S^κ is nearly linear, from the upper
     end of the bracket 1/Σq <= U <= 1/q_J, where it is monotone; a step that leaves the bracket is
     replaced by the geometric mean of its ends. In float64, α = 2 and 1.5 take their sorted closed form
-    instead, and KL has one in every type. What remains of 1 - S, below the resolution of U, is
-    handed out by one last Newton step taken on p itself.
+    instead where all classes are here, and KL has one in every type. What remains of 1 - S, below the
+    resolution of U, is handed out by one last Newton step taken on p itself.
     """
-    if record.name == "kl" or record.name == "generalized-kl":
-        return _closed_form_kl(gap, q, record)
+    if _is_kl(record):
+        return _closed_form_kl(gap, q, record, total)
     kappa = record.kappa
     measure = torch.ones_like(gap) if q is None else q
-    low = 1 / measure.sum(-1, keepdim=True)
-    high = 1 / torch.where(gap == 0, measure, 0.0).sum(-1, keepdim=True)
-    exact = kappa in (0.5, 1.0) and gap.dtype == torch.float64  # float32 sums would lose digits
+    low, high = (1 / each for each in total(measure, torch.where(gap == 0, measure, 0.0)))
+    double = gap.dtype == torch.float64
+    exact = kappa in (0.5, 1.0) and double and total is _total  # float32 sums would lose digits
     ratio = _sorted_closed_form(gap, measure, record).clamp(low, high) if exact else high
-    tolerance = torch.finfo(gap.dtype).eps ** 0.5
+    # S is piecewise linear for κ = 1: where a kink is near, the last step is no better than this.
+    tolerance = torch.finfo(gap.dtype).eps ** (0.75 if kappa == 1 and double else 0.5)
     early_exit = gap.device.type == "cpu" and not torch.compiler.is_compiling()
     for i in range(0 if exact else _STEPS_STEEP if kappa > 1 else _STEPS):
-        p, total, w, weight = _evaluate(ratio, gap, measure, record)
-        slope = weight / (total * record.elasticity(ratio))
-        log_total = total.log()
+        mass, weight = total(*_terms(ratio, gap, measure, record))
+        slope = weight / (mass * record.elasticity(ratio))
+        log_mass = mass.log()
         if kappa == 0:
-            step = torch.exp(-log_total / slope)
+            step = torch.exp(-log_mass / slope)
         else:
-            step = torch.exp(torch.log1p(torch.expm1(-kappa * log_total) / slope) / kappa)
-        low = torch.where(total <= 1, ratio, low)
-        high = torch.where(total >= 1, ratio, high)
+            step = torch.exp(torch.log1p(torch.expm1(-kappa * log_mass) / slope) / kappa)
+        low = torch.where(mass <= 1, ratio, low)
+        high = torch.where(mass >= 1, ratio, high)
         moved = ratio * step
         middle = (low * high).sqrt()
         inside = (moved >= low) & (moved <= high)
         moved = middle if kappa > 1 and i % 2 else torch.where(inside, moved, middle)
         settled = (moved - ratio).abs() <= tolerance * ratio
         if kappa > 1:  # a short step may only mean a steep kink
-            settled = settled & (log_total.abs() <= tolerance)
+            settled = settled & (log_mass.abs() <= tolerance)
         ratio = moved
         if early_exit and bool(settled.all()):
             break
-    p, total, w, weight = _evaluate(ratio, gap, measure, record)
-    rest = (1 - total) / weight
+    p, w = _terms(ratio, gap, measure, record)
+    mass, weight = total(p, w)
+    rest = (1 - mass) / weight
     p = (p + w * rest).clamp_min(0)
     v_top = (record.derivative(ratio) + rest).squeeze(-1)
     u = p if q is None else p / q
     conjugates = conjugate(u, record)
-    value = (conjugates if q is None else q * conjugates).sum(-1) - v_top
-    return p, value, -v_top
+    (value,) = total(conjugates if q is None else q * conjugates)
+    return Root(p, value.squeeze(-1) - v_top, -v_top, ratio, rest)
 
 
-def _evaluate(
-    ratio: Tensor, gap: Tensor, measure: Tensor, record: FDivergence
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """p, Σp, w = q f*'' and Σw at U = ratio."""
+def _terms(ratio: Tensor, gap: Tensor, measure: Tensor, record: FDivergence) -> tuple[Tensor, Tensor]:
+    """p and w = q f*'' at U = ratio."""
     u = record.shift(ratio, gap)
     p = measure * u
-    w = torch.where(u > 0, p * record.elasticity(torch.where(u > 0, u, 1.0)), 0.0)
-    return p, p.sum(-1, keepdim=True), w, w.sum(-1, keepdim=True)
+    return p, torch.where(u > 0, p * record.elasticity(torch.where(u > 0, u, 1.0)), 0.0)
 
 
 def _sorted_closed_form(gap: Tensor, measure: Tensor, record: FDivergence) -> Tensor:
@@ -252,10 +311,12 @@ def _sorted_closed_form(gap: Tensor, measure: Tensor, record: FDivergence) -> Te
     return base.gather(-1, count - 1) ** (1 / kappa)
 
 
-def _closed_form_kl(gap: Tensor, q: Optional, record: FDivergence) -> tuple[Tensor, Tensor, Tensor]:
+def _closed_form_kl(gap: Tensor, q: Optional, record: FDivergence, total: Total) -> Root:
     """Softmax with a measure: U = 1 / Σ q e^-gap."""
     weights = (-gap).exp() if q is None else q * (-gap).exp()
-    ratio = 1 / weights.sum(-1, keepdim=True)
+    ratio = 1 / total(weights)[0]
     p = weights * ratio
     v_top = record.derivative(ratio).squeeze(-1)
-    return p, p.sum(-1) - v_top, -v_top
+    # Σp differs from 1 by rounding alone, which is not worth asking other processes for.
+    mass = p.sum(-1) if total is _total else 1.0
+    return Root(p, mass - v_top, -v_top, ratio, torch.zeros_like(ratio))

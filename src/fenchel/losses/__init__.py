@@ -9,6 +9,7 @@ from fenchel.losses.normalized import normalized_distillation_loss, uskd_loss
 from fenchel.losses.plackett_luce import plackett_luce_loss
 from fenchel.losses.progressive import progressive_self_distillation_loss, progressive_weight
 from fenchel.losses.reduce import reduce
+from fenchel.losses.sharded import sharded_fenchel_young_loss, sharded_linear_fenchel_young_loss
 from fenchel.losses.sinkhorn import sinkhorn_loss
 from fenchel.losses.truncated import TopK
 
@@ -25,6 +26,8 @@ __all__ = [
     "progressive_self_distillation_loss",
     "progressive_weight",
     "reduce",
+    "sharded_fenchel_young_loss",
+    "sharded_linear_fenchel_young_loss",
     "sinkhorn_loss",
     "update_ema_target",
     "uskd_loss",

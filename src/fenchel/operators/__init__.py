@@ -1,6 +1,7 @@
 """Operators: scores to probabilities, their value, their threshold; D_f between probabilities."""
 
 from fenchel.operators.divergence import f_divergence
+from fenchel.operators.sharded import sharded_f_softargmax
 from fenchel.operators.softargmax import (
     entmax15,
     f_softargmax,
@@ -16,6 +17,7 @@ __all__ = [
     "f_softargmax",
     "f_softmax",
     "f_threshold",
+    "sharded_f_softargmax",
     "softmax",
     "sparsemax",
 ]

@@ -9,14 +9,14 @@ from fenchel.checks import holds
 from fenchel.errors import InputError
 
 
-def check_axis(logits: Tensor, dim: int, *, name: str = "logits") -> None:
-    """Raise InputError unless `logits` have classes along `dim`."""
+def check_axis(logits: Tensor, dim: int, *, name: str = "logits", empty: bool = False) -> None:
+    """Raise InputError unless `logits` have classes along `dim`, or none where `empty` allows it."""
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         received = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"{name} must be a floating-point tensor, received {received}")
     if logits.dim() == 0 or not -logits.dim() <= dim < logits.dim():
         raise InputError(f"{name} of shape {tuple(logits.shape)} have no axis dim={dim}")
-    if logits.shape[dim] == 0:
+    if logits.shape[dim] == 0 and not empty:
         raise InputError(f"{name} of shape {tuple(logits.shape)} have no classes along dim={dim}")
 
 
