@@ -30,11 +30,12 @@ MODULES: Mapping[str, str] = MappingProxyType(
 
 OPERATIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "softargmax": ("cpu", "eager"),
-        "softargmax_gradient": ("cpu", "eager"),
-        "token_loss": ("cpu", "eager"),
+        "softargmax": ("triton", "cpu", "eager"),
+        "softargmax_gradient": ("triton", "cpu", "eager"),
+        "token_loss": ("triton", "cpu", "eager"),
         "token_support": ("cpu", "eager"),
-        "distillation": ("cpu", "eager"),
+        "distillation": ("triton", "cpu", "eager"),
+        "topk_distillation": ("triton", "eager"),
     }
 )
 """The operations, and who implements them."""

@@ -19,8 +19,9 @@ from fenchel.kernels.expression import NotTraceable
 from fenchel.kernels.triton import source
 from fenchel.kernels.triton.build import module
 
-LARGEST_BLOCK = 16384
-"""The longest row that is held in registers, and the part of a longer one that is looked at at a time."""
+# Register files hold no more without spilling: the longest row that the solver keeps on chip, and the part of
+# others that is looked at at a time, of which each thread has 8 classes.
+LARGEST_WHOLE, BLOCK = 16384, 4096
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -87,7 +88,6 @@ def softargmax_gradient(
     per_row = [x if grad is None else grad.detach().reshape(-1) for grad in grads[1:]]
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows, n = x.shape
-    block, options = _shape(n, 2 if record.kappa > 1 else 1)
     if rows:
         with _on(x):
             _kernels(record).differentiate_rows[(rows,)](
@@ -97,12 +97,11 @@ def softargmax_gradient(
                 *_strided(given),
                 *(grad.contiguous() for grad in per_row),
                 *_strided(out),
-                BLOCK=block,
                 Q=measure is not None,
                 GRAD_P=grads[0] is not None,
                 GRAD_VALUE=grads[1] is not None,
                 GRAD_THRESHOLD=grads[2] is not None,
-                **options,
+                **_shape(n),
             )
     return out.view(p.shape)
 
@@ -136,7 +135,6 @@ def distillation(
     x, t, written = _rows(student), _rows(teacher), _writable(out)
     losses = _floats(x)
     rows, n = x.shape
-    block, options = _shape(n, 2)
     if rows:
         with _on(x):
             _kernels(record, True).distil_rows[(rows,)](
@@ -146,9 +144,8 @@ def distillation(
                 1 / temperature,
                 *_strided(x if written is None else written),
                 losses,
-                BLOCK=block,
                 STORE=written is not None,
-                **options,
+                **_shape(n),
             )
     _copy(written, out)
     return losses
@@ -169,7 +166,6 @@ def topk_distillation(
     rows, n = x.shape
     k = indices.shape[-1]
     listed = torch.zeros(rows, -(-n // 32), dtype=torch.int32, device=x.device)
-    block, options = _shape(n, 1)
     if rows:
         with _on(x):
             _kernels(record, True).distil_buckets[(rows,)](
@@ -181,10 +177,9 @@ def topk_distillation(
                 1 / temperature,
                 *_strided(x if written is None else written),
                 losses,
-                BLOCK=block,
-                SLOTS=_power_of_two(max(k, 1)),
+                SLOTS=_power_of_two(k),
                 STORE=written is not None,
-                **options,
+                **_shape(n),
             )
     _copy(written, out)
     return losses
@@ -204,7 +199,6 @@ def _solve(
     rows, n = x.shape
     if not rows:
         return
-    block, options = _shape(n, 4 if record.kappa > 1 else 1)
     with _on(x):
         _kernels(record).solve_rows[(rows,)](
             *_strided(x),
@@ -215,24 +209,33 @@ def _solve(
             *_strided(x if out is None else out),
             value,
             *(others or (value, value)),
-            BLOCK=block,
-            WHOLE=n <= block,
             Q=q is not None,
             HARD=target is not None,
             SMOOTH=smoothing > 0,
             STORE=out is not None,
-            **options,
+            **_solver_shape(n, record),
         )
 
 
-def _shape(n: int, load: int) -> tuple[int, dict[str, Any]]:
-    """The block for rows of n classes, and launch options; `load` tells how many registers a class takes."""
-    block = min(max(_power_of_two(n), 64), max(LARGEST_BLOCK // load, 64))
-    return block, {"num_warps": min(max(block * load // 512, 1), 32)}
+def _shape(n: int) -> dict[str, Any]:
+    """The block for rows of n classes that are read as often as they are needed, and its warps."""
+    block = min(_power_of_two(n), BLOCK)
+    return {"BLOCK": block, "num_warps": max(block // 256, 1)}
+
+
+def _solver_shape(n: int, record: FDivergence) -> dict[str, Any]:
+    scale = (
+        4 if record.kappa > 1 else 1
+    )  # float64, which takes twice the registers, and pairs of them for sums
+    if n * scale > LARGEST_WHOLE:
+        return {"BLOCK": BLOCK // scale, "WHOLE": False, "num_warps": BLOCK // 256}
+    block = _power_of_two(n)
+    return {"BLOCK": block, "WHOLE": True, "num_warps": max(block * scale // 512, 1)}
 
 
 def _power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()
+    """At least 64: a warp with nothing to do is no slower than a short row."""
+    return max(1 << (n - 1).bit_length(), 64)
 
 
 def _on(x: Tensor) -> AbstractContextManager[Any]:
@@ -269,7 +272,9 @@ def _strided(x: Tensor) -> tuple[Tensor, int]:
 
 
 def _writable(out: Tensor | None) -> Tensor | None:
-    return out if out is None or _is_rows(out) else torch.empty_like(out, memory_format=torch.contiguous_format)
+    return (
+        out if out is None or _is_rows(out) else torch.empty_like(out, memory_format=torch.contiguous_format)
+    )
 
 
 def _copy(written: Tensor | None, out: Tensor | None) -> None:

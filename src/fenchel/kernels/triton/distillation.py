@@ -31,7 +31,7 @@ def compare(log_p, log_q):
     edge = tl.where(q > 0, times(q, AT_ZERO), times(tl.exp(log_p), SLOPE))
     either = log_p + log_q
     edge = tl.where(either == either, edge, either)
-    moved = tl.where(q > 0, q * (AT_ZERO if AT_ZERO < float("inf") else 0.0), 0.0)
+    moved = tl.where(q > 0, q * (AT_ZERO if float("inf") > AT_ZERO else 0.0), 0.0)
     return (
         tl.where(inside, perspective(safe_p, safe_q), edge),
         tl.where(inside, slope_in_q(safe_p, safe_q), moved),
@@ -68,7 +68,7 @@ def distil_rows(
     t_high = x_high
     x_mass = tl.zeros([BLOCK], tl.float32)
     t_mass = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, n, BLOCK):
+    for start in tl.range(0, n, BLOCK, num_stages=STAGES):
         columns = start + lanes
         x_high, x_mass = add_exp(x_high, x_mass, load_row(x_row, columns, n) * scale)
         t_high, t_mass = add_exp(t_high, t_mass, load_row(t_row, columns, n) * scale)
@@ -78,7 +78,7 @@ def distil_rows(
     t_level = log(t_mass_sum)
     value = tl.zeros([BLOCK], tl.float32)
     moment = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, n, BLOCK):
+    for start in tl.range(0, n, BLOCK, num_stages=STAGES):
         columns = start + lanes
         log_q = load_row(x_row, columns, n) * scale - x_top - x_level
         log_p = load_row(t_row, columns, n) * scale - t_top - t_level
@@ -88,14 +88,12 @@ def distil_rows(
     tl.store(loss + row, tl.sum(value))
     if STORE:
         moments = tl.sum(moment)
-        for start in range(0, n, BLOCK):
+        for start in tl.range(0, n, BLOCK, num_stages=STAGES):
             columns = start + lanes
             log_q = load_row(x_row, columns, n) * scale - x_top - x_level
             log_p = load_row(t_row, columns, n) * scale - t_top - t_level
             gradient = compare(log_p, log_q)[1] - tl.exp(log_q) * moments
-            tl.store(
-                out + row * out_stride + columns, gradient.to(out.dtype.element_ty), mask=columns < n
-            )
+            tl.store(out + row * out_stride + columns, gradient.to(out.dtype.element_ty), mask=columns < n)
 
 
 @triton.jit
@@ -136,9 +134,9 @@ def distil_buckets(
     log_p_tail = tl.load(log_tail + row).to(tl.float32)
     high = tl.full([BLOCK], float("-inf"), tl.float32)
     mass = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, n, BLOCK):
+    for start in tl.range(0, n, BLOCK, num_stages=STAGES):
         columns = start + lanes
-        word = tl.load(bits_row + (columns >> 5), mask=columns < n, other=0)
+        word = tl.load(bits_row + (columns >> 5), mask=columns < n, other=0, cache_modifier=".cg")
         x = load_row(x_row, columns, n) * scale
         high, mass = add_exp(high, mass, tl.where(((word >> (columns & 31)) & 1) == 1, float("-inf"), x))
     tail_top = tl.max(high)
@@ -154,7 +152,7 @@ def distil_buckets(
         moments = tl.sum(slope) + tail_slope
         q_tail = tl.exp(log_q_tail)
         factor = tl.where(q_tail == 0, 0.0, tail_slope / q_tail) - moments
-        for start in range(0, n, BLOCK):
+        for start in tl.range(0, n, BLOCK, num_stages=STAGES):
             columns = start + lanes
             gradient = factor * tl.exp(load_row(x_row, columns, n) * scale - top - level)
             tl.store(out_row + columns, gradient.to(out.dtype.element_ty), mask=columns < n)

@@ -40,7 +40,7 @@ def differentiate_rows(
     if GRAD_P or GRAD_THRESHOLD:
         mass = tl.zeros([BLOCK], REAL)
         moment = tl.zeros([BLOCK], REAL)
-        for start in range(0, n, BLOCK):
+        for start in tl.range(0, n, BLOCK, num_stages=STAGES):
             columns = start + lanes
             w = weigh(load_row(p_row, columns, n, 0.0), load_measure(q_row, columns, n, Q))
             mass += w
@@ -50,7 +50,7 @@ def differentiate_rows(
         if GRAD_THRESHOLD:
             level += tl.load(grad_threshold + row)
         level /= tl.sum(mass)
-    for start in range(0, n, BLOCK):
+    for start in tl.range(0, n, BLOCK, num_stages=STAGES):
         columns = start + lanes
         probability = load_row(p_row, columns, n, 0.0)
         found = tl.zeros([BLOCK], REAL)

@@ -103,7 +103,7 @@ def summarise(x_row, q_row, n, BLOCK: tl.constexpr, WHOLE: tl.constexpr, Q: tl.c
         weight = tl.zeros([BLOCK], REAL)
         mass = tl.zeros([BLOCK], REAL)
         chosen = tl.maximum(lanes % tl.cdiv(n, BLOCK), 1) * BLOCK
-        for start in range(0, n, BLOCK):
+        for start in tl.range(0, n, BLOCK, num_stages=STAGES):
             x = load_row(x_row, start + lanes, n, float("-inf"))
             q = load_measure(q_row, start + lanes, n, Q)
             absent = x == float("-inf")
@@ -113,10 +113,7 @@ def summarise(x_row, q_row, n, BLOCK: tl.constexpr, WHOLE: tl.constexpr, Q: tl.c
                 weight = tl.where(absent, weight, moved)
             else:
                 lost = tl.minimum(x, high)
-                if SPARSE:
-                    other = tl.maximum(other, lost)
-                else:
-                    other = tl.where(chosen == start, lost, other)
+                other = tl.maximum(other, lost) if SPARSE else tl.where(chosen == start, lost, other)
                 weight = tl.where(up, q, weight)
             high = tl.where(up, x, high)
             mass += tl.where(absent, 0.0, q)
@@ -131,7 +128,7 @@ def pass_over(ratio, top, x_row, q_row, n, BLOCK: tl.constexpr, Q: tl.constexpr)
     w = tl.zeros([BLOCK], REAL)
     second = tl.zeros([BLOCK], REAL)
     third = tl.zeros([BLOCK], REAL)
-    for start in range(0, n, BLOCK):
+    for start in tl.range(0, n, BLOCK, num_stages=STAGES):
         gap = top - load_row(x_row, start + lanes, n, float("-inf"))
         parts = evaluate(ratio, gap, load_measure(q_row, start + lanes, n, Q))
         p += parts[0]
@@ -153,9 +150,9 @@ def find_root(x_row, q_row, n, BLOCK: tl.constexpr, WHOLE: tl.constexpr, Q: tl.c
         ratio = 1.0 / tl.sum(shift(weight, gap))
         rest = ratio * 0.0
     else:
-        low = 1.0 / measure
-        high = 1.0 / tl.sum(tl.where(gap == 0, weight, 0.0))
-        ratio = high
+        least = 1.0 / measure
+        most = 1.0 / tl.sum(tl.where(gap == 0, weight, 0.0))
+        low, high, ratio = least, most, most
         rest = ratio * 0.0
         step = 0
         going = ratio > 0
@@ -169,14 +166,10 @@ def find_root(x_row, q_row, n, BLOCK: tl.constexpr, WHOLE: tl.constexpr, Q: tl.c
             ratio, low, high, going = advance(ratio, low, high, mass, slope, step)
             step += 1
         if not WHOLE:
-            if SPARSE:  # the bracket still holds: the other classes can only lower the root
+            going = ratio > 0
+            if SPARSE:
                 going = tl.max(shift(ratio, top - other - rest)) > 0
-            else:
-                low = 1.0 / measure
-                high = 1.0 / tl.sum(tl.where(gap == 0, weight, 0.0))
-                going = ratio > 0
-            low = 1.0 / measure
-            step = 0
+            low, high, step = least, most, 0
             while going:
                 mass, slope, bent, third_sum = pass_over(ratio, top, x_row, q_row, n, BLOCK, Q)
                 rest = last_step(mass, slope, bent, third_sum)
@@ -229,7 +222,7 @@ def solve_rows(
         found = tl.zeros([BLOCK], REAL)
         spread = tl.zeros([BLOCK], REAL)
         lanes = tl.arange(0, BLOCK)
-        for start in range(0, BLOCK if WHOLE else n, BLOCK):
+        for start in tl.range(0, BLOCK if WHOLE else n, BLOCK, num_stages=STAGES):
             columns = start + lanes
             if not WHOLE:
                 scores = load_row(x_row, columns, n, float("-inf"))
@@ -248,10 +241,8 @@ def solve_rows(
                     p = tl.where(columns == label, p - (1.0 - smoothing), p)
                 tl.store(out_row + columns, p.to(out.dtype.element_ty), mask=columns < n)
         v_top = derivative(ratio) + rest
-        if CLOSED:  # f* is linear in p
-            result = conjugate_of_ratio(ratio * 0.0 + 1.0) - v_top
-        else:
-            result = tl.sum(found) - v_top
+        # f* of the CLOSED is linear in p
+        result = (conjugate_of_ratio(ratio * 0.0 + 1.0) if CLOSED else tl.sum(found)) - v_top
         if HARD:
             cost = top - labelled
             if SMOOTH:
@@ -265,7 +256,7 @@ def solve_rows(
         tl.store(value + row, 0.0)
         if STORE:
             lanes = tl.arange(0, BLOCK)
-            for start in range(0, n, BLOCK):
+            for start in tl.range(0, n, BLOCK, num_stages=STAGES):
                 columns = start + lanes
                 zeros = tl.zeros([BLOCK], out.dtype.element_ty)
                 tl.store(out_row + columns, zeros, mask=columns < n)

@@ -1,4 +1,4 @@
-"""The Triton source of the kernels of one record: a generated head, mathematics.py, and the kernels' files."""
+"""The Triton source of the kernels of one record: a head, its functions, and the files of the kernels."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ from importlib.resources import files
 import torch
 
 from fenchel.divergences import FDivergence
-from fenchel.kernels.expression import FUNCTIONS, Symbol, bend, exponent, infix, response, slope
-from fenchel.kernels.expression import statements, trace
+from fenchel.kernels.expression import (
+    FUNCTIONS,
+    Symbol,
+    bend,
+    exponent,
+    infix,
+    response,
+    slope,
+    statements,
+    trace,
+)
 
+_STAGES = 3  # blocks of a row that are on their way at a time
 _SOLVER = ("derivative", "shift", "elasticity", "conjugate_of_ratio")
 
 
@@ -57,6 +67,7 @@ def _assemble(constants: Mapping[str, str], functions: Sequence[str], bodies: Se
     head = [
         "import triton",
         "import triton.language as tl",
+        f"STAGES = tl.constexpr({_STAGES})",
         *(f"{name} = tl.constexpr({value})" for name, value in constants.items()),
     ]
     return "\n\n".join(["\n".join(head), mathematics, *functions, *texts])
