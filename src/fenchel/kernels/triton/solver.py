@@ -181,7 +181,7 @@ def find_root(x_row, q_row, n, BLOCK: tl.constexpr, WHOLE: tl.constexpr, Q: tl.c
 @triton.jit
 def conjugate(u):
     alive = u > 0
-    return tl.where(alive, conjugate_of_ratio(tl.where(alive, u, 1.0)), 0.0)
+    return tl.where(alive, conjugate_of_ratio(tl.where(alive, u, 1.0)), u)
 
 
 @triton.jit
@@ -227,7 +227,8 @@ def solve_rows(
             if not WHOLE:
                 scores = load_row(x_row, columns, n, float("-inf"))
             gap = top - scores
-            u = shift(ratio, gap - rest)
+            # The clamp of a sparse record would turn NaN into 0.
+            u = tl.where(gap == gap, shift(ratio, gap - rest), gap)
             measures = load_measure(q_row, columns, n, Q)
             p = measures * u
             if not CLOSED:
