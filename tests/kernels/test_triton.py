@@ -15,13 +15,20 @@ from catalogue import NAMES, STEEP
 
 pytest.importorskip("triton")
 
+TESTS = Path(__file__).parents[1]
 FAMILIES = ["jsd:0.3"]
 
 
 def job(cache: Path, *arguments: str) -> list[dict[str, Any]]:
     """What a run of triton_job.py found."""
-    environment = os.environ | {"FENCHEL_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__).with_name("triton_job.py")), *arguments]
+    environment = os.environ | {
+        "FENCHEL_CACHE": str(cache),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "TRITON_INTERPRET": "1",
+    }
+    # numpy warns of infinities that are meant
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("triton_job.py")), *arguments]
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert run.returncode == 0, run.stderr[-4000:]
     return [json.loads(line) for line in run.stdout.splitlines()]
