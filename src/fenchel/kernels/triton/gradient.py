@@ -61,4 +61,4 @@ def differentiate_rows(
             found += weigh(probability, load_measure(q_row, columns, n, Q)) * gradient
         if GRAD_VALUE:
             found += probability * tl.load(grad_value + row)
-        tl.store(out_row + columns, found.to(out.dtype.element_ty), mask=columns < n)
+        tl.store(out_row + columns, found.to(tl.float32).to(out.dtype.element_ty), mask=columns < n)

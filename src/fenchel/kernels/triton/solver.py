@@ -240,7 +240,7 @@ def solve_rows(
             if STORE:
                 if HARD:
                     p = tl.where(columns == label, p - (1.0 - smoothing), p)
-                tl.store(out_row + columns, p.to(out.dtype.element_ty), mask=columns < n)
+                tl.store(out_row + columns, p.to(tl.float32).to(out.dtype.element_ty), mask=columns < n)
         v_top = derivative(ratio) + rest
         # f* of the CLOSED is linear in p
         result = (conjugate_of_ratio(ratio * 0.0 + 1.0) if CLOSED else tl.sum(found)) - v_top
