@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fenchel.checks import is_plain
 from fenchel.divergences import FDivergence
 from fenchel.divergences.solution import one_hot_constant
 from fenchel.kernels.expression import NotTraceable
 from fenchel.kernels.triton import source
-from fenchel.kernels.triton.build import module
+from fenchel.kernels.triton.build import CannotWrite, module
 
 # Register files hold no more without spilling: the longest row that the solver keeps on chip, and the part of
 # others that is looked at at a time, of which each thread has 8 classes.
@@ -35,22 +36,15 @@ def refusal(op: str, record: FDivergence, tensors: Sequence[Tensor], *, auto: bo
             return f"a tensor is on {tensor.device.type}"
         if tensor.is_floating_point() and tensor.dtype not in _DTYPES:
             return f"it computes in float32, and a tensor is {str(tensor.dtype).removeprefix('torch.')}"
-        if type(tensor) not in (Tensor, torch.nn.Parameter) or not _has_memory(tensor):
+        if not is_plain(tensor):
             return "a tensor has no memory of its own (a subclass, a trace or a transformation)"
     if tensors[0].dim() and tensors[0].shape[-1] >= 2**30:
         return "rows must be shorter than 2^30"
     try:
-        _source(record, op.endswith("distillation"))
-    except NotTraceable as error:
+        _kernels(record, op.endswith("distillation"))
+    except (NotTraceable, CannotWrite) as error:
         return str(error)
     return None
-
-
-def _has_memory(tensor: Tensor) -> bool:
-    try:
-        return tensor.numel() == 0 or tensor.data_ptr() != 0
-    except RuntimeError:
-        return False
 
 
 @cache

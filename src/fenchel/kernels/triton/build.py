@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import tempfile
 from functools import cache as memoize
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -14,11 +13,20 @@ from fenchel.files import write_whole
 from fenchel.kernels import cache
 
 
+class CannotWrite(Exception):
+    """Why there is no file for a generated module."""
+
+
 @memoize
 def module(source: str) -> ModuleType:
-    """`source` as a module, from a file named by its contents in the cache."""
+    """`source` as a module, from a file in the cache; raises CannotWrite."""
     name = f"fenchel_kernels_{hashlib.sha256(source.encode()).hexdigest()[:32]}"
-    spec = spec_from_file_location(name, _written(source, f"{name}.py"))
+    path = cache.folder() / f"{name}.py"
+    try:
+        _write(path, source)
+    except OSError as error:
+        raise CannotWrite(f"the cache {path.parent} cannot be written: {error}") from None
+    spec = spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     made = module_from_spec(spec)
     sys.modules[name] = made
@@ -26,14 +34,8 @@ def module(source: str) -> ModuleType:
     return made
 
 
-def _written(source: str, name: str) -> Path:
-    for folder in (cache.folder(), Path(tempfile.gettempdir(), "fenchel")):
-        path = folder / name
-        try:
-            if not path.exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                write_whole(path, source)
-            return path
-        except OSError as error:  # a home directory may be read-only
-            reason = error
-    raise reason
+def _write(path: Path, source: str) -> None:
+    """Other processes may be writing the same; a damaged file is written again."""
+    if not path.exists() or path.read_bytes() != source.encode():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, source)

@@ -69,7 +69,7 @@ def last_step(mass, weight, second, third):
 def advance(ratio, low, high, mass, weight, step):
     """Newton's step in the coordinate (U^κ - 1) / κ within the bracket, and whether there is need of one."""
     elasticity = response(ratio, ratio * 0.0)[1]
-    settled = (tl.abs(1.0 - mass) <= SETTLED) & (tl.abs(1.0 - mass) * elasticity <= weight * (4 * SETTLED))
+    settled = (tl.abs(1.0 - mass) <= SETTLED) & (tl.abs(1.0 - mass) * elasticity <= weight * (2 * SETTLED))
     slope = weight / (mass * elasticity)
     log_mass = log(mass)
     if KAPPA == 0:
