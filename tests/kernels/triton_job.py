@@ -241,6 +241,11 @@ def memory(record: FDivergence) -> Iterator[tuple[str, bool]]:
         place = x.clone()
         kernels.topk_distillation(place, *arguments, place)
         yield f"top-k in place, V={n}", torch.equal(place, wanted)
+        beyond = kernels.token_loss(x, torch.tensor([n, 0, -1]), None, record)
+        yield f"no such class, V={n}", beyond.isnan().tolist() == [True, False, False]
+        indices[1, 0] = n
+        beyond = kernels.topk_distillation(x, *arguments, wanted)
+        yield f"no such index, V={n}", beyond.isnan().tolist() == [False, True, False]
     none, labels = torch.empty(0, 9), torch.empty(0, dtype=torch.int64)
     yield "no rows", kernels.softargmax(none, None, record)[0].shape == (0, 9)
     yield "no losses", kernels.token_loss(none, labels, None, record, 0.0, none).shape == (0,)

@@ -28,7 +28,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def refusal(op: str, record: FDivergence, tensors: Sequence[Tensor], *, auto: bool) -> str | None:
     """Why `op` cannot run here on such tensors, or None. With `auto` not in Triton's interpreter."""
-    if find_spec("triton") is None:
+    if not _is_installed():
         return "triton is not installed"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1" and not auto
     for tensor in tensors:
@@ -45,6 +45,11 @@ def refusal(op: str, record: FDivergence, tensors: Sequence[Tensor], *, auto: bo
     except (NotTraceable, CannotWrite) as error:
         return str(error)
     return None
+
+
+@cache
+def _is_installed() -> bool:
+    return find_spec("triton") is not None
 
 
 @cache

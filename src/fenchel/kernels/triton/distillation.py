@@ -117,7 +117,8 @@ def distil_buckets(
 ):
     """The same between k + 1 buckets; `listed` is one bit a class, zero at first.
 
-    The mass of the tail is a sum of its own: a difference would have no digits where it is small.
+    The mass of the tail is a sum of its own: a difference would have no digits where it is small. A row
+    with an index that is no class gives NaN.
     """
     row = tl.program_id(0).to(tl.int64)
     x_row = student + row * student_stride
@@ -126,10 +127,11 @@ def distil_buckets(
     lanes = tl.arange(0, BLOCK)
     slots = tl.arange(0, SLOTS)
     index = tl.load(indices + row * k + slots, mask=slots < k, other=-1).to(tl.int32)
-    known = index >= 0
+    known = (index >= 0) & (index < n)
     tl.atomic_or(bits_row + (index >> 5), 1 << (index & 31), mask=known)
     tl.debug_barrier()  # all threads see the bits
     x_known = tl.load(x_row + index, mask=known, other=float("-inf")).to(tl.float32) * scale
+    x_known = tl.where(index < n, x_known, float("nan"))
     log_p = tl.load(log_probs + row * k + slots, mask=slots < k, other=float("-inf")).to(tl.float32)
     log_p_tail = tl.load(log_tail + row).to(tl.float32)
     high = tl.full([BLOCK], float("-inf"), tl.float32)

@@ -3,8 +3,8 @@
 """f-softargmax of a row by one program: the root is found on a summary of the row that is held on chip.
 
 This file is text: `source` puts it after the constants and functions of a record, which are REAL, KAPPA,
-SPARSE, CLOSED, STEEP, SETTLED, MOST_STEPS and derivative, shift, response (u and its elasticity), bend,
-conjugate_of_ratio.
+SPARSE, CLOSED, STEEP, SETTLED, RESOLUTION, MOST_STEPS and derivative, shift, elasticity, response (u and its
+elasticity), bend, conjugate_of_ratio.
 
 The unknown is U = p / q of the top class, see kernels/eager.py. Column j of a row belongs to lane j mod
 BLOCK, and the first pass over a row keeps the highest score of each lane, so
@@ -83,8 +83,8 @@ def advance(ratio, low, high, mass, weight, step):
     if KAPPA > 1:  # steps can shrink to nothing at the threshold
         inside = inside & (step % 2 == 0)
     moved = tl.where(inside, moved, tl.sqrt(low * high))
-    # A mass that is NaN ends the search.
-    going = (mass == mass) & (moved != ratio) & (step < MOST_STEPS) & (settled == 0)
+    # What a step within the resolution of U would leave is for the last step. NaN ends the search.
+    going = (tl.abs(moved - ratio) > ratio * RESOLUTION) & (step < MOST_STEPS) & (settled == 0)
     return tl.where(going, moved, ratio), low, high, going
 
 
@@ -217,7 +217,7 @@ def solve_rows(
         x_row = x + row * x_stride
         q_row = q + row * q_stride
         if HARD:
-            labelled = tl.load(x_row + label).to(REAL)
+            labelled = tl.load(x_row + label, mask=label < n, other=float("nan")).to(REAL)
         ratio, rest, top, measure, scores = find_root(x_row, q_row, n, BLOCK, WHOLE, Q)
         found = tl.zeros([BLOCK], REAL)
         spread = tl.zeros([BLOCK], REAL)

@@ -29,7 +29,8 @@ def solver(record: FDivergence) -> str:
     """The source of `solver.py` and `gradient.py` for `record`; raises NotTraceable."""
     # α > 2 needs more digits than float32 has, near the threshold
     double = record.kappa > 1
-    traced = trace(record, _SOLVER, torch.float64 if double else torch.float32)
+    dtype = torch.float64 if double else torch.float32
+    traced = trace(record, _SOLVER, dtype)
     # Where the support changes, u = (U^κ - κ gap)^(1/κ) has a kink, the sharper the larger κ; no derivative
     # tells of it, so the last step is of first order and as short as the resolution allows.
     steep = record.is_sparse and record.kappa > 0.25
@@ -40,6 +41,7 @@ def solver(record: FDivergence) -> str:
         "CLOSED": repr(exponent(traced["elasticity"], "u") == 0),  # f' is a logarithm
         "STEEP": repr(steep),
         "SETTLED": repr(1e-9 if double else 2e-6 if steep else 1e-2),
+        "RESOLUTION": repr(torch.finfo(dtype).eps),
         "MOST_STEPS": repr(80 if double else 24),
     }
     functions = [_function(name, FUNCTIONS[name], [expression]) for name, expression in traced.items()]
