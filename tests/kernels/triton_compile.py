@@ -39,7 +39,7 @@ LENGTHS = (1, 4096, 131072)  # Triton makes a constant of an argument that is 1
 
 def compile_one(function: Any, n: int, options: dict[str, Any]) -> None:
     """One kernel, with the arguments that a call has for contiguous rows of n classes."""
-    warps = options.pop("num_warps")
+    launch = {name: options.pop(name) for name in ("num_warps", "enable_fp_fusion")}
     if n == 1:
         options |= {"n": 1}
     signature, known, divisible = {}, {}, {}
@@ -51,7 +51,7 @@ def compile_one(function: Any, n: int, options: dict[str, Any]) -> None:
         if signature[name].startswith("*") or (n > 1 and (name == "n" or name.endswith("stride"))):
             divisible[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=function, signature=signature, constexprs=known, attrs=divisible)
-    triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    triton.compile(source, target=GPUTarget("cuda", 90, 32), options=launch)
 
 
 def compile_all(name: str) -> int:
