@@ -30,13 +30,14 @@ MODULES: Mapping[str, str] = MappingProxyType(
 
 OPERATIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "softargmax": ("cpu", "eager"),
-        "softargmax_gradient": ("cpu", "eager"),
+        "softargmax": ("triton", "cpu", "eager"),
+        "softargmax_gradient": ("triton", "cpu", "eager"),
         "shard_softargmax": ("eager",),
         "shard_probabilities": ("eager",),
-        "token_loss": ("cpu", "eager"),
+        "token_loss": ("triton", "cpu", "eager"),
         "token_support": ("cpu", "eager"),
-        "distillation": ("cpu", "eager"),
+        "distillation": ("triton", "cpu", "eager"),
+        "topk_distillation": ("triton", "eager"),
     }
 )
 """The operations, and who implements them."""

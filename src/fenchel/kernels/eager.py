@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fenchel.checks import holds
 from fenchel.divergences import FDivergence
+from fenchel.divergences.buckets import log_buckets
 from fenchel.divergences.solution import conjugate, one_hot_constant, sensitivities
 from fenchel.errors import BadScores
 
@@ -194,17 +195,61 @@ def distillation(
     Raises:
         BadScores: a row is all -inf, or holds NaN or inf (on CPU).
     """
-    for scores in (student, teacher):
-        top = scores.amax(-1)
-        if not holds(torch.isfinite(top)):
-            raise BadScores(int((~torch.isfinite(top)).nonzero()[0]), scores.shape)
+    _check_rows(teacher)
+    log_p = torch.log_softmax(teacher.detach() / temperature, -1)
+    return _compared(student, temperature, out, lambda log_q: record.from_log_probs(log_p, log_q))
+
+
+def topk_distillation(
+    student: Tensor,
+    indices: Tensor,
+    log_probs: Tensor,
+    log_tail: Tensor,
+    record: FDivergence,
+    temperature: float = 1.0,
+    out: Optional = None,
+) -> Tensor:
+    """D_f between k + 1 buckets, k classes and a tail, row by row, with its gradient as a by-product.
+
+    Args:
+        student: logits (n, V).
+        indices: the classes of which the teacher's probabilities are known, each once, (n, k); -1 marks an
+            empty slot.
+        log_probs: the logarithms of these probabilities, (n, k); -inf in empty slots.
+        log_tail: the logarithm of the mass of all other classes, (n,); -inf where there is none.
+        record: the divergence.
+        temperature: T of the student's probabilities.
+        out: where the gradient in the student's logits / T is written, (n, V); it may be student itself.
+
+    Returns:
+        The losses, (n,).
+
+    Raises:
+        BadScores: a row of the student is all -inf, or holds NaN or inf (on CPU).
+    """
+    log_p = torch.cat([log_probs, log_tail.unsqueeze(-1)], -1).to(student.dtype)
+    return _compared(
+        student, temperature, out, lambda log_q: record.from_log_probs(log_p, log_buckets(log_q, indices))
+    )
+
+
+def _compared(
+    student: Tensor, temperature: float, out: Optional, divergence: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """A divergence of the student's log-probabilities, with its gradient in logits / T written to `out`."""
+    _check_rows(student)
     with torch.enable_grad():
         scaled = (student.detach() / temperature).requires_grad_(out is not None)
-        log_p = torch.log_softmax(teacher.detach() / temperature, -1)
-        losses = record.from_log_probs(log_p, torch.log_softmax(scaled, -1))
+        losses = divergence(torch.log_softmax(scaled, -1))
         if out is not None:
             out.copy_(torch.autograd.grad(losses.sum(), scaled)[0])
     return losses.detach()
+
+
+def _check_rows(scores: Tensor) -> None:
+    top = scores.amax(-1)
+    if not holds(torch.isfinite(top)):
+        raise BadScores(int((~torch.isfinite(top)).nonzero()[0]), scores.shape)
 
 
 def _add(a: Optional, b: Tensor) -> Tensor:

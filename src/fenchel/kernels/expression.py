@@ -166,6 +166,12 @@ def trace(record: FDivergence, functions: Sequence[str], dtype: torch.dtype) -> 
     return traced
 
 
+def response(record: FDivergence, shift: Symbol) -> tuple[Symbol, Symbol]:
+    """u = f*'(f'(U) - gap) and its elasticity, which written in U and gap shares powers and exponentials."""
+    found: Any = record.elasticity(shift)  # type: ignore[arg-type]
+    return shift, found if isinstance(found, Symbol) else _number_of(float(found), shift.dtype)
+
+
 def _number_of(x: float, dtype: torch.dtype) -> Symbol:
     return Symbol("number", (x,), dtype)
 
@@ -248,6 +254,19 @@ def exponent(expression: Any, argument: str) -> float | None:
         case "pow" if not isinstance(expression.arguments[1], Symbol):
             return a * float(expression.arguments[1])
     return None
+
+
+def bend(elasticity: Symbol, known: Symbol | None = None) -> Symbol:
+    """e + u e'(u) of the elasticity e of u: u e (e + u e') is the second derivative of f*'.
+
+    `known` stands for the value of e where that is all it takes.
+    """
+    power = exponent(elasticity, "u")
+    if power is not None:  # e = c u^power
+        found: Any = (elasticity if known is None else known) * (1 + power)
+    else:
+        found = elasticity + Symbol("argument", ("u",), elasticity.dtype) * slope(elasticity, "u")
+    return found if isinstance(found, Symbol) else _number_of(float(found), elasticity.dtype)
 
 
 def _plus(a: Any, b: Any) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fenchel.divergences import FDivergence
+from fenchel.divergences.buckets import log_buckets, log_tail_of
 from fenchel.errors import InputError
 from fenchel.operators.engine import solve
 
@@ -60,28 +61,9 @@ class TopK(NamedTuple):
         return TopK(indices, known, log_tail_of(log_probs, indices))
 
 
-def log_tail_of(log_probs: Tensor, indices: Tensor) -> Tensor:
-    """log Σ p over the classes that `indices` does not name, (...): a sum, so small tails keep their digits.
-
-    A tail without a class is -inf, with zero gradient.
-    """
-    listed = torch.zeros_like(log_probs, dtype=torch.bool)
-    # Empty slots (-1) must mark nothing: they go to one more class, which is dropped.
-    listed = torch.nn.functional.pad(listed, (0, 1))
-    classes = log_probs.shape[-1]
-    listed = listed.scatter(-1, torch.where(indices < 0, classes, indices), True)[..., :-1]
-    rest = torch.where(listed, -torch.inf, log_probs)
-    empty = torch.isinf(rest.detach().amax(-1))
-    tail = torch.where(empty.unsqueeze(-1), 0.0, rest).logsumexp(-1)
-    return torch.where(empty, -torch.inf, tail)
-
-
 def bucketed(log_probs: Tensor, teacher: TopK) -> tuple[Tensor, Tensor]:
     """(teacher, student): log-probabilities of the k + 1 buckets, (..., k + 1) each."""
-    indices = teacher.indices
-    present = indices >= 0
-    known = torch.where(present, log_probs.gather(-1, indices.clamp_min(0)), -torch.inf)
-    student = torch.cat([known, log_tail_of(log_probs, indices).unsqueeze(-1)], -1)
+    student = log_buckets(log_probs, teacher.indices)
     return torch.cat([teacher.log_probs, teacher.log_tail.unsqueeze(-1)], -1).to(student.dtype), student
 
 

@@ -9,8 +9,10 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from functools import cache
+from functools import cache as memoize
 from pathlib import Path
+
+from fenchel.kernels import cache
 
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
 # From the most to the least wanted: not every compiler knows all of them.
@@ -21,12 +23,12 @@ class CannotCompile(Exception):
     """Why there is no compiled kernel: no compiler, or what it said."""
 
 
-@cache
+@memoize
 def library(source: str) -> ctypes.CDLL:
     """`source` as a loaded library; raises CannotCompile with the reason."""
     compiler = _compiler()
     key = "\n".join([source, compiler, _version(compiler), _machine()])
-    path = _cache() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
+    path = cache.folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
     if path.exists():
         try:
             return ctypes.CDLL(str(path))
@@ -52,13 +54,13 @@ def _compiler() -> str:
     )
 
 
-@cache
+@memoize
 def _version(compiler: str) -> str:
     run = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
     return run.stdout.partition("\n")[0]
 
 
-@cache
+@memoize
 def _machine() -> str:
     """What -march=native depends on: a home directory may be shared by different processors."""
     try:
@@ -66,13 +68,6 @@ def _machine() -> str:
     except OSError:
         return platform.processor() + platform.machine()
     return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
-
-
-def _cache() -> Path:
-    root = os.environ.get("FENCHEL_CACHE")
-    if root is None:
-        root = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "fenchel")
-    return Path(root) / "kernels"
 
 
 def _compile(compiler: str, source: str, path: Path) -> None:

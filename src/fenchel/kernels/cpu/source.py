@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
-from typing import Any
 
 import torch
 
 from fenchel.divergences import FDivergence
-from fenchel.kernels.expression import Symbol, exponent, infix, slope, statements, trace
+from fenchel.kernels.expression import Symbol, bend, infix, response, slope, statements, trace
 
 SOLVER = ("derivative", "shift", "elasticity", "conjugate_of_ratio")
 
@@ -29,7 +28,7 @@ def solver(record: FDivergence) -> str:
     functions = [
         _function(name, ("u",), expression) for name, expression in traced.items() if name != "shift"
     ]
-    functions.append(_function("bend", ("u",), _bend(traced["elasticity"])))
+    functions.append(_function("bend", ("u",), bend(traced["elasticity"])))
     return _assemble(
         "double" if double else "float",
         constants,
@@ -75,24 +74,9 @@ def _function(name: str, arguments: Sequence[str], expression: Symbol) -> str:
     return f"template <{types}>\nINLINE auto {name}({declared}) {{\n{body}  return {result};\n}}"
 
 
-def _bend(elasticity: Symbol) -> Symbol:
-    """e + u e'(u) of the elasticity e: u e (e + u e') is the second derivative of f*'."""
-    power = exponent(elasticity, "u")
-    if power is not None:  # e = c u^power
-        return _symbol(elasticity * (1 + power), elasticity)
-    u = Symbol("argument", ("u",), elasticity.dtype)
-    return _symbol(elasticity + u * slope(elasticity, "u"), elasticity)
-
-
-def _symbol(x: Any, like: Symbol) -> Symbol:
-    return x if isinstance(x, Symbol) else Symbol("number", (float(x),), like.dtype)
-
-
 def _shift(record: FDivergence, shift: Symbol) -> str:
     """u = f*'(f'(U) - gap) and its elasticity, as a struct: what depends on U alone is found once a row."""
-    elasticity: Any = record.elasticity  # written in U and gap, it shares their powers and exponentials
-    results = [shift, _symbol(elasticity(shift), shift)]
-    lines, names = statements(results, _write)
+    lines, names = statements(response(record, shift), _write)
     moving = {"gap"}
     for target, value in lines:
         if moving & set(re.findall(r"\w+", value)):

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fenchel.divergences.buckets import log_tail_of
 from fenchel.errors import InputError
-from fenchel.losses.truncated import TopK, log_tail_of
+from fenchel.losses.truncated import TopK
 from fenchel.training.teachers.base import Teacher
 
 
