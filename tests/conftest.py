@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# What is compiled is kept between runs, away from the user's own cache.
+os.environ.setdefault("FENCHEL_CACHE", str(Path(__file__).parents[1] / "build" / "kernels"))
 
 import pytest
 import torch

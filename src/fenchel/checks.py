@@ -22,3 +22,13 @@ def looked(condition: Tensor) -> bool | None:
 def holds(condition: Tensor) -> bool:
     """Whether `condition` is true everywhere; taken on trust where looking is not free."""
     return looked(condition) is not False
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether `tensor` is memory that may be read and written: no subclass, no trace, no transformation."""
+    if torch.compiler.is_compiling() or type(tensor) not in (Tensor, torch.nn.Parameter):
+        return False
+    try:
+        return tensor.numel() == 0 or tensor.data_ptr() != 0
+    except RuntimeError:
+        return False

@@ -18,6 +18,7 @@ class BadScores(InputError):
     """A row of scores that cannot be normalised, found while it was computed with."""
 
     def __init__(self, row: int, shape: Sequence[int]) -> None:
+        self.row = row
         super().__init__(f"row {row} of scores {tuple(shape)} is all -inf, or holds NaN or inf")
 
 

@@ -35,7 +35,7 @@ OPERATIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "shard_softargmax": ("eager",),
         "shard_probabilities": ("eager",),
         "token_loss": ("cpu", "eager"),
-        "token_support": ("cpu",),
+        "token_support": ("cpu", "eager"),
         "distillation": ("cpu", "eager"),
     }
 )

@@ -145,6 +145,33 @@ def token_loss(
     return torch.where(counts, value + cost + one_hot_constant(record, q, index), 0.0)
 
 
+def token_support(
+    scores: Tensor, target: Tensor, q: Optional, record: FDivergence, most: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """The loss of tokens with p - y as its nonzero numbers; None where these are more than `most`.
+
+    Args:
+        scores: (n, V).
+        target: class indices (n,), negative for rows that do not count.
+        q: None for the unit measure, or broadcast to scores.
+        record: a divergence that gives zeros.
+        most: how many numbers are few enough.
+
+    Returns:
+        The losses (n,); classes and numbers, (total,), row after row; how
+        many each row has, (n,).
+
+    Raises:
+        BadScores: as `softargmax`.
+    """
+    gradient = torch.empty_like(scores)
+    losses = token_loss(scores, target, q, record, 0.0, gradient)
+    rows, classes = gradient.nonzero(as_tuple=True)
+    if len(rows) > most:
+        return None
+    return losses, classes, gradient[rows, classes], torch.bincount(rows, minlength=len(scores))
+
+
 def distillation(
     student: Tensor,
     teacher: Tensor,
@@ -175,8 +202,8 @@ def distillation(
         scaled = (student.detach() / temperature).requires_grad_(out is not None)
         log_p = torch.log_softmax(teacher.detach() / temperature, -1)
         losses = record.from_log_probs(log_p, torch.log_softmax(scaled, -1))
-    if out is not None:
-        out.copy_(torch.autograd.grad(losses.sum(), scaled)[0])
+        if out is not None:
+            out.copy_(torch.autograd.grad(losses.sum(), scaled)[0])
     return losses.detach()
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from fenchel.checks import is_plain
 from fenchel.divergences import FDivergence
 from fenchel.divergences import divergence as find
-from fenchel.errors import InputError
+from fenchel.errors import BadScores, InputError
+from fenchel.kernels.dispatch import implementation, which
 from fenchel.losses.reduce import reduce
 from fenchel.losses.truncated import TopK, bucketed, check_fits
-from fenchel.operators._inputs import check_logits, class_last, scale_by
+from fenchel.operators._inputs import check_axis, check_logits, class_last, scale_by
 
 
 def distillation_loss(
@@ -24,6 +29,7 @@ def distillation_loss(
     weight: Tensor | None = None,
     reduction: str = "mean",
     dim: int = -1,
+    impl: str = "auto",
 ) -> Tensor:
     """D_f(p_T, p_S) between the softmax distributions of a teacher and a student.
 
@@ -49,6 +55,8 @@ def distillation_loss(
         weight: weights >= 0 of the positions, the shape of student without `dim`; the mean is Σ w l / Σ w.
         reduction: "mean" (over the positions that count), "sum" or "none".
         dim: the axis of the classes.
+        impl: which implementation runs, see `fenchel.which`: its operation is "distillation". A tensor of
+            temperatures, a `TopK`, or a teacher with gradients are the work of plain PyTorch.
 
     Returns:
         The loss in nats, in the dtype of student; half types are computed in float32.
@@ -68,6 +76,23 @@ def distillation_loss(
         divergence); Roulet et al., 2025, arXiv 2501.18537.
     """
     record = find(divergence)
+    check_axis(student, dim, name="student logits")
+    if isinstance(teacher, Tensor) and student.shape != teacher.shape:
+        raise InputError(
+            f"student and teacher logits must have the same shape, received {tuple(student.shape)} and "
+            f"{tuple(teacher.shape)}; vocabularies that differ by padding must be aligned by you"
+        )
+    found = _by_kernel(student, teacher, record, temperature, dim, impl)
+    losses, scale = found or _in_steps(student, teacher, record, temperature, dim)
+    losses = losses * scale**2 if squared_temperature else losses
+    losses = losses if weight is None else losses * weight
+    return reduce(losses, reduction=reduction, mask=mask, weight=weight).to(student.dtype)
+
+
+def _in_steps(
+    student: Tensor, teacher: Tensor | TopK, record: FDivergence, temperature: float | Tensor, dim: int
+) -> tuple[Tensor, float | Tensor]:
+    """The losses and T, differentiable in everything and twice."""
     check_logits(student, dim, name="student logits")
     scores, scale = scale_by(class_last(student, dim), temperature, student, dim)
     log_q = torch.log_softmax(scores, -1)
@@ -75,18 +100,69 @@ def distillation_loss(
         check_fits(scores, teacher)
         log_p, log_q = bucketed(log_q, teacher)
     else:
-        log_p = _whole(teacher, student, temperature, dim)
-    losses = record.from_log_probs(log_p, log_q)
-    losses = losses * scale**2 if squared_temperature else losses
-    losses = losses if weight is None else losses * weight
-    return reduce(losses, reduction=reduction, mask=mask, weight=weight).to(student.dtype)
+        check_logits(teacher, dim, name="teacher logits")
+        log_p = torch.log_softmax(scale_by(class_last(teacher, dim), temperature, teacher, dim)[0], -1)
+    return record.from_log_probs(log_p, log_q), scale
 
 
-def _whole(teacher: Tensor, student: Tensor, temperature: float | Tensor, dim: int) -> Tensor:
-    if student.shape != teacher.shape:
-        raise InputError(
-            f"student and teacher logits must have the same shape, received {tuple(student.shape)} and "
-            f"{tuple(teacher.shape)}; vocabularies that differ by padding must be aligned by you"
+def _by_kernel(
+    student: Tensor,
+    teacher: Tensor | TopK,
+    record: FDivergence,
+    temperature: float | Tensor,
+    dim: int,
+    impl: str,
+) -> tuple[Tensor, float] | None:
+    """The same where one pass gives the losses and the student's gradient, else None."""
+    reason = None
+    if not isinstance(teacher, Tensor):
+        reason = "the teacher is a TopK"
+    elif teacher.requires_grad:
+        reason = "the teacher is to have a gradient"
+    elif isinstance(temperature, Tensor):
+        reason = "the temperature is a tensor"
+    if reason is not None and impl not in ("auto", "eager"):
+        raise InputError(f"impl={impl!r} cannot run distillation of {record.name}: {reason}")
+    if not isinstance(teacher, Tensor) or isinstance(temperature, Tensor) or reason is not None:
+        return None
+    scores, known = class_last(student, dim), class_last(teacher, dim)
+    if not 0 < temperature < math.inf or (impl == "auto" and not is_plain(scores)):
+        return None
+    if which("distillation", scores, known, divergence=record, impl=impl).impl == "eager":
+        return None
+    try:
+        losses = _Distillation.apply(scores, known, record, temperature, impl)  # type: ignore[no-untyped-call]
+    except BadScores:  # says it of the logits as they were given
+        check_logits(student, dim, name="student logits")
+        check_logits(teacher, dim, name="teacher logits")
+        raise
+    return losses, temperature
+
+
+class _Distillation(torch.autograd.Function):
+    """Student's logits → losses, whose gradient is found with them; differentiated twice step by step."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, record: FDivergence, temperature: float, impl: str
+    ) -> Tensor:
+        classes = student.shape[-1]
+        gradient = torch.empty(student.shape, dtype=student.dtype, device=student.device)
+        run = implementation("distillation", record, student, teacher, impl=impl)
+        out = gradient.view(-1, classes) if ctx.needs_input_grad[0] else None
+        losses: Tensor = run(
+            student.reshape(-1, classes), teacher.reshape(-1, classes), record, temperature, out
         )
-    check_logits(teacher, dim, name="teacher logits")
-    return torch.log_softmax(scale_by(class_last(teacher, dim), temperature, teacher, dim)[0], -1)
+        ctx.of = (record, temperature)
+        ctx.save_for_backward(student, teacher, gradient)
+        return losses.view(student.shape[:-1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher, gradient = ctx.saved_tensors
+        record, temperature = ctx.of
+        if torch.is_grad_enabled() and student.requires_grad:
+            losses, _ = _in_steps(student, teacher, record, temperature, -1)
+            again = torch.autograd.grad(losses, student, grad, create_graph=True)[0]
+            return again, None, None, None, None
+        return gradient * (grad / temperature).unsqueeze(-1), None, None, None, None

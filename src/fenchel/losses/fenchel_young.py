@@ -284,12 +284,17 @@ def _is_hard(logits: Tensor, target: Tensor, dim: int, ignore_index: int) -> boo
             f"class indices for logits {tuple(logits.shape)} with classes along dim={dim} must have "
             f"shape {rows}, received {tuple(target.shape)}"
         )
+    check_indices(target, classes, ignore_index)
+    return True
+
+
+def check_indices(target: Tensor, classes: int, ignore_index: int) -> None:
+    """Raise InputError unless `target` holds classes, or what marks a row to be ignored."""
     if not holds(((target >= 0) & (target < classes)) | (target == ignore_index)):
         bad = target[((target < 0) | (target >= classes)) & (target != ignore_index)]
         raise InputError(
             f"target {int(bad[0])} is not a class: logits have {classes}, and ignore_index is {ignore_index}"
         )
-    return True
 
 
 def _class_weight(weight: Tensor | None, logits: Tensor, dim: int, scores: Tensor) -> Tensor | None:

@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from fenchel.checks import is_plain
 from fenchel.divergences import FDivergence
 from fenchel.divergences.solution import one_hot_constant
 from fenchel.errors import BadScores
@@ -40,7 +41,7 @@ def refusal(op: str, record: FDivergence, tensors: Sequence[Tensor], *, auto: bo
             return f"a tensor is on {tensor.device.type}"
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             return f"it computes in float32, and a tensor is {str(tensor.dtype).removeprefix('torch.')}"
-        if type(tensor) not in (Tensor, torch.nn.Parameter) or not _has_memory(tensor):
+        if not is_plain(tensor):
             return "a tensor has no memory of its own (a subclass, a trace or a transformation)"
     size = tensors[0].numel()
     if auto and size < _WORTH:
@@ -52,13 +53,6 @@ def refusal(op: str, record: FDivergence, tensors: Sequence[Tensor], *, auto: bo
     except (NotTraceable, CannotCompile) as error:
         return str(error)
     return None
-
-
-def _has_memory(tensor: Tensor) -> bool:
-    try:
-        return tensor.numel() == 0 or tensor.data_ptr() != 0
-    except RuntimeError:
-        return False
 
 
 @cache
@@ -129,6 +123,38 @@ def token_loss(
         out.copy_(written)
     constant = one_hot_constant(record, q, target.clamp_min(0).unsqueeze(-1))
     return losses + torch.where(target >= 0, constant, 0.0)
+
+
+def token_support(
+    scores: Tensor, target: Tensor, q: Tensor | None, record: FDivergence, most: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """See `fenchel.kernels.eager.token_support`."""
+    flat, measure = _rows(scores), None if q is None else _rows(q)
+    n = len(flat)
+    # A row may have more than its share, at a cost of memory: what is not written is not touched.
+    capacity = min(flat.shape[-1], 4 * max(1, most // max(1, n)))
+    losses = flat.new_empty(n)
+    index, gradient = torch.empty(n, capacity, dtype=torch.int32), flat.new_empty(n, capacity)
+    count, status = torch.empty(n, dtype=torch.int32), torch.empty(n, dtype=torch.int32)
+    target = target.contiguous()
+    run = _library(record)
+    run.token_support(
+        _batch(flat, measure),
+        *_pointers(target),
+        ctypes.c_int64(capacity),
+        *_pointers(index, gradient, count, losses, status),
+    )
+    _raise_if(status, scores)
+    counts = count.long()
+    total = int(counts.sum())
+    if total > most or bool((counts < 0).any()):
+        return None
+    classes, numbers = torch.empty(total, dtype=torch.int64), flat.new_empty(total)
+    run.pack(
+        *_pointers(index, gradient, count), *map(ctypes.c_int64, (n, capacity)), *_pointers(classes, numbers)
+    )
+    constant = one_hot_constant(record, q, target.clamp_min(0).unsqueeze(-1))
+    return losses + torch.where(target >= 0, constant, 0.0), classes, numbers, counts
 
 
 def distillation(

@@ -27,8 +27,12 @@ def library(source: str) -> ctypes.CDLL:
     compiler = _compiler()
     key = "\n".join([source, compiler, _version(compiler), _machine()])
     path = _cache() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
-    if not path.exists():
-        _compile(compiler, source, path)
+    if path.exists():
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:  # damaged, or of another system: made again
+            path.unlink(missing_ok=True)
+    _compile(compiler, source, path)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:

@@ -3,9 +3,10 @@
 
 constexpr int64_t SPAN = 1024;
 
-struct Softmax {  // log p = x - level
-  real level;
+struct Softmax {
+  real top, log_mass, scale;
   bool plain;  // all logits are finite
+  INLINE vec log_p(vec x) const { return (x - top) * scale - log_mass; }
 };
 
 static Softmax normalise(const float* x, int64_t n, real scale) {
@@ -31,7 +32,7 @@ static Softmax normalise(const float* x, int64_t n, real scale) {
       sum += exp((load(x + j, n - j, -INFINITY) - top) * scale);
     mass += total(sum);
   }
-  return {(real)(top * scale + std::log(mass)), plain && top < INF && bottom > -INF};
+  return {top, (real)std::log(mass), scale, plain && top < INF && bottom > -INF};
 }
 
 extern "C" {
@@ -51,7 +52,7 @@ void distillation(const float* student, int64_t student_stride, const float* tea
     for (int64_t start = 0; start < n; start += SPAN) {
       vec sum = real(0), slopes = real(0);
       for (int64_t j = start; j < std::min(n, start + SPAN); j += LANES) {
-        const vec log_q = load(x + j, n - j, 0) * scale - q.level, log_p = load(t + j, n - j, 0) * scale - p.level;
+        const vec log_q = q.log_p(load(x + j, n - j, 0)), log_p = p.log_p(load(t + j, n - j, 0));
         const vec each = perspective(log_p, log_q), slope = slope_in_q(log_p, log_q);
         if (n - j >= LANES) {
           sum += each;
@@ -70,7 +71,7 @@ void distillation(const float* student, int64_t student_stride, const float* tea
     if (!out) continue;
     float* gradient = out + i * out_stride;
     for (int64_t j = 0; j < n; j += LANES) {
-      const vec log_q = load(x + j, n - j, 0) * scale - q.level, log_p = load(t + j, n - j, 0) * scale - p.level;
+      const vec log_q = q.log_p(load(x + j, n - j, 0)), log_p = p.log_p(load(t + j, n - j, 0));
       store(gradient + j, n - j, slope_in_q(log_p, log_q) - exp(log_q) * (real)moment);
     }
   }

@@ -16,6 +16,7 @@ constexpr int64_t HEAD_BLOCKS = 32, STRIDE = 16;
 // |1 - Σp| from which one step of third order on p itself is exact in float32. Not so where the support may
 // still change: u = (U^κ - κ gap)^(1/κ) has a kink there, the sharper the larger κ.
 constexpr double SETTLED = SPARSE && KAPPA > 0.25 ? 1e-5 : 1e-2, SETTLED_COMPACT = 2e-6;
+constexpr double FAR = 2e-2;  // and how much that step may change the top class, relative to itself
 constexpr real TINY = 1e-25;  // below, second derivatives might overflow; they do not matter there
 constexpr int MOST_STEPS = KAPPA > 1 ? 80 : 24;
 
@@ -236,7 +237,10 @@ static Root find_root(const Row& row, Scratch& scratch, float* p) {
       p = scratch.p.data();
     }
     const Sums sums = evaluate<Q, true>(looked, (real)newton.ratio, p);
-    const bool last = std::fabs(1 - sums.mass) <= (compact ? SETTLED_COMPACT : SETTLED) || newton.steps == MOST_STEPS;
+    const double change = (1 - sums.mass) / sums.weight;
+    const bool near = std::fabs(1 - sums.mass) <= (compact ? SETTLED_COMPACT : SETTLED) &&
+                      std::fabs(change) * (double)elasticity((real)newton.ratio) <= FAR;
+    const bool last = near || newton.steps == MOST_STEPS;
     if (last) return {(real)newton.ratio, (real)last_step(sums), compact, looked.n};
     newton.step(sums);
     if (SPARSE && !compact) compact = gather_candidates<Q>(row, scratch, newton.high, looked);
@@ -446,5 +450,16 @@ void token_support(const Batch* batch, const int64_t* target, int64_t capacity, 
     size += !labelled;
     count[i] = size <= capacity ? size : -1;
   });
+}
+
+// Puts the rows of token_support one after the other.
+void pack(const int32_t* index, const float* gradient, const int32_t* count, int64_t rows, int64_t capacity,
+          int64_t* classes, float* numbers) {
+  for (int64_t i = 0; i < rows; ++i) {
+    std::copy_n(index + i * capacity, count[i], classes);
+    std::copy_n(gradient + i * capacity, count[i], numbers);
+    classes += count[i];
+    numbers += count[i];
+  }
 }
 }

@@ -8,12 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fenchel.divergences import divergence
 from fenchel.errors import InputError
 from fenchel.losses import TopK, fenchel_young_loss
-from fenchel.losses.linear import Rows, in_chunks
+from fenchel.losses.head import Criterion, Differentiated, Distilled
+from fenchel.losses.linear import Rows, Scores, in_chunks, losses_of, may_fuse
 from fenchel.training.configs import DistillConfig
 from fenchel.training.objectives.matching import MATCHINGS, Inputs, Matching
-from fenchel.training.objectives.predictions import OWN, scores_at, targets_of, tell_if_infinite
+from fenchel.training.objectives.predictions import (
+    OWN,
+    scores_at,
+    targets_of,
+    tell_if_infinite,
+    tell_implementation,
+)
 from fenchel.training.teachers.base import Teacher
 
 
@@ -73,7 +81,29 @@ class Distillation:
             teacher = teacher.classes(self.vocabulary) if teacher is not None else None
         chunk = len(targets) if self.matching.coupled else self.config.loss_chunk
         chunk = None if chunk is None else max(1, chunk)
-        return in_chunks(self.losses, student, teacher, targets, own, chunk=chunk)
+        if self.matching.coupled or not isinstance(student, Scores) or not may_fuse(student):
+            return in_chunks(self.losses, student, teacher, targets, own, chunk=chunk)
+        return losses_of(student, self._criterion(student, teacher, targets, own), chunk)
+
+    def _criterion(
+        self, student: Scores, teacher: Rows | TopK | None, targets: Tensor, own: Tensor | None
+    ) -> Criterion:
+        config = self.config
+        whole = None if isinstance(teacher, TopK) else teacher
+        plain = config.loss == "divergence" and not config.hard_label_weight and self.top_k is None
+        if plain and whole is not None:
+            record = divergence(config.divergence)
+            tell_implementation("distillation", record, student)
+            scale = config.temperature**2 if config.squared_temperature else 1.0
+            return Distilled(lambda rows: whole.rows(rows).logits(), record, config.temperature, scale)
+
+        def losses(logits: Tensor, rows: slice) -> Tensor:
+            part = teacher.rows(rows) if isinstance(teacher, TopK) else None
+            logits_of_teacher = whole.rows(rows).logits() if whole is not None else None
+            known = part if part is not None else logits_of_teacher
+            return self.losses(logits, known, targets[rows], None if own is None else own[rows])
+
+        return Differentiated(losses)
 
     def losses(self, student: Tensor, teacher: Any, targets: Tensor, own: Tensor | None = None) -> Tensor:
         """The loss of each row of logits, (n,); `own` rows are tokens that the student wrote."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from fenchel.divergences import FDivergence
 from fenchel.divergences import divergence as find
-from fenchel.losses.linear import Scores
+from fenchel.kernels.dispatch import which
+from fenchel.losses.linear import Scores, chunk_rows
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +59,26 @@ def tell_if_infinite(divergence: str) -> None:
             "constant and may be negative, its gradient is the same",
             divergence,
         )
+
+
+def tell_implementation(op: str, record: FDivergence, scores: Scores) -> None:
+    """Log, once for each kind of head, which implementation of `op` its loss runs in, and why."""
+    dtype = torch.promote_types(scores.hidden.dtype, torch.float32)
+    _tell_implementation(op, record, scores.vocabulary, scores.device, dtype)
+
+
+@cache
+def _tell_implementation(
+    op: str, record: FDivergence, vocabulary: int, device: torch.device, dtype: torch.dtype
+) -> None:
+    logits = torch.empty(chunk_rows(vocabulary, device), vocabulary, device=device, dtype=dtype)
+    logger.info(
+        "loss of %s over %d classes, fused with the head: %s in %s",
+        record.name,
+        vocabulary,
+        op,
+        which(op, logits, divergence=record),
+    )
 
 
 def unwrapped(model: torch.nn.Module) -> Any:

@@ -7,10 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fenchel.divergences import divergence
 from fenchel.losses import fenchel_young_loss
-from fenchel.losses.linear import in_chunks
+from fenchel.losses.head import Tokens
+from fenchel.losses.linear import in_chunks, losses_of, may_fuse
 from fenchel.training.configs import SFTConfig
-from fenchel.training.objectives.predictions import scores_at, targets_of, tell_if_infinite
+from fenchel.training.objectives.predictions import (
+    scores_at,
+    targets_of,
+    tell_if_infinite,
+    tell_implementation,
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,13 @@ class SupervisedFineTuning:
 
     def __call__(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
         mask, targets = targets_of(batch)
-        return in_chunks(self.losses, scores_at(model, batch, mask), targets)
+        scores = scores_at(model, batch, mask)
+        if not may_fuse(scores):
+            return in_chunks(self.losses, scores, targets)
+        record = divergence(self.config.divergence)
+        tell_implementation("token_loss", record, scores)
+        criterion = Tokens(targets, record, label_smoothing=self.config.label_smoothing)
+        return losses_of(scores.over(self.config.temperature), criterion)
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss of each row of logits, (n,)."""

@@ -1,0 +1,299 @@
+"""Every implementation of every operation against plain PyTorch in float64.
+
+The error in float32 may be twice that of plain PyTorch in float32 on the same problem, or a few units in
+the last place where that happens to be exact.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from catalogue import NAMES, STEEP
+from torch import Tensor
+
+import fenchel
+from fenchel import InputError
+from fenchel.kernels import eager
+from fenchel.kernels.dispatch import OPERATIONS, implementation
+
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="there is no C++ compiler"
+)
+RECORDS = [*NAMES, *STEEP, "alpha:1.7", "alpha:0.3", "alpha:-1.5", "jsd:0.3"]
+EPS = torch.finfo(torch.float32).eps
+
+
+def problem(
+    rows: int, classes: int, scale: float, measure: str, seed: int = 0
+) -> tuple[Tensor, Tensor | None]:
+    """Scores and a measure: none, one for all rows, or one a row."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(rows, classes, generator=generator) * scale
+    if measure == "unit":
+        return scores, None
+    shape = (classes,) if measure == "shared" else (rows, classes)
+    q = 10 ** (3 * torch.rand(shape, generator=generator) - 2)
+    return scores, q.expand(rows, classes)
+
+
+def close(received: Tensor, plain: Tensor, exact: Tensor, size: Tensor | float, what: str) -> None:
+    """No worse than twice plain float32, or 8 units in the last place of `size`."""
+    error = (received.double() - exact).abs().max()
+    allowed = 2 * (plain.double() - exact).abs().max() + 8 * EPS * torch.as_tensor(size).max()
+    assert error <= allowed, f"{what}: error {error:.2e}, allowed {allowed:.2e}"
+
+
+def double(q: Tensor | None) -> Tensor | None:
+    return None if q is None else q.double()
+
+
+@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("measure", ["unit", "shared", "each"])
+@pytest.mark.parametrize(
+    "classes, scale", [(1, 1.0), (3, 2.0), (700, 3.0), (9001, 0.3), (9001, 3.0), (9001, 30.0)]
+)
+def test_softargmax(name: str, measure: str, classes: int, scale: float) -> None:
+    record = fenchel.divergence(name)
+    scores, q = problem(3, classes, scale, measure)
+    exact = eager.softargmax(scores.double(), double(q), record)
+    plain = eager.softargmax(scores, q, record)
+    received = implementation("softargmax", record, scores, q, impl="cpu")(scores, q, record)
+    spread = float(scores.max() - scores.min()) + 1
+    sizes = (exact[0].max(), exact[1].abs() + spread, exact[2].abs() + spread, 1.0)
+    for which, *values in zip(("p", "value", "threshold", "top"), received, plain, exact, sizes, strict=True):
+        close(*values, f"{which} of {name}")  # type: ignore[arg-type]
+    assert ((received[0].double().sum(-1) - 1).abs() <= 1e-6).all()
+    if record.is_sparse and scale == 30:
+        assert (received[0] == 0).any() or classes < 10
+
+
+@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("measure", ["unit", "each"])
+def test_softargmax_gradient(name: str, measure: str) -> None:
+    record = fenchel.divergence(name)
+    scores, q = problem(3, 2500, 2.0, measure)
+    p = eager.softargmax(scores, q, record)[0]
+    generator = torch.Generator().manual_seed(1)
+    every = (torch.randn(p.shape, generator=generator), *torch.randn(2, 3, generator=generator))
+    for used in ((0, 1, 2), (0,), (1,), (2,), (0, 2)):
+        grads = tuple(grad if i in used else None for i, grad in enumerate(every))
+        doubles = tuple(None if grad is None else grad.double() for grad in grads)
+        exact = eager.softargmax_gradient(p.double(), double(q), record, doubles)
+        plain = eager.softargmax_gradient(p, q, record, grads)
+        received = implementation("softargmax_gradient", record, p, q, impl="cpu")(p, q, record, grads)
+        close(received, plain, exact, exact.abs().max(), f"gradients {used}")
+
+
+@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("measure, smoothing", [("unit", 0.0), ("unit", 0.1), ("shared", 0.0)])
+@pytest.mark.parametrize("classes", [5, 9001])
+def test_token_loss(name: str, measure: str, smoothing: float, classes: int) -> None:
+    record = fenchel.divergence(name)
+    scores, q = problem(6, classes, 2.0, measure)
+    scores[2, 1] = scores[2, 3] = -torch.inf
+    target = torch.tensor([0, 2, 4, -1, 1, 3])
+    scores[3] = -torch.inf  # a row that does not count may be anything
+
+    def run(run: Callable[..., Tensor], *tensors: Any) -> tuple[Tensor, Tensor]:
+        x, measure = tensors
+        out = torch.full_like(x, 7.0)
+        return run(x, target, measure, record, smoothing, out), out
+
+    exact = run(eager.token_loss, scores.double(), double(q))
+    plain = run(eager.token_loss, scores, q)
+    compiled = implementation("token_loss", record, scores, q, impl="cpu")
+    received = run(compiled, scores, q)
+    close(received[0], plain[0], exact[0], exact[0].abs().max() + 10, "loss")
+    close(received[1], plain[1], exact[1], 1.0, "gradient")
+    assert received[0][3] == 0 and (received[1][3] == 0).all()
+    assert (received[1][2, [1, 3]] == 0).all()
+    within = scores.clone()
+    again = compiled(within, target, q, record, smoothing, within)
+    assert torch.equal(again, received[0]) and torch.equal(within, received[1])
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDS if fenchel.divergence(name).is_sparse])
+@pytest.mark.parametrize("impl", ["cpu", "eager"])
+def test_token_support(name: str, impl: str) -> None:
+    record = fenchel.divergence(name)
+    scores, q = problem(6, 9001, 3.0, "shared")
+    target = torch.tensor([0, 8000, 4, -1, 1, 9000])
+    scores[4, 1] = 20.0  # all the mass on the target: its gradient is zero or a rounding error
+    run = implementation("token_support", record, scores, q, impl=impl)
+    found = run(scores, target, q, record, scores.numel())
+    assert found is not None
+    losses, classes, values, counts = found
+    dense = torch.empty_like(scores)
+    plain = eager.token_loss(scores, target, q, record, 0.0, dense)
+    torch.testing.assert_close(losses, plain, rtol=1e-5, atol=1e-5)
+    received = torch.zeros_like(scores)
+    rows = torch.arange(6).repeat_interleave(counts)
+    received.index_put_((rows, classes), values)
+    torch.testing.assert_close(received, dense, rtol=1e-4, atol=2e-6)
+    assert counts[3] == 0 and int(counts.sum()) == len(values)
+    assert len(set(zip(rows.tolist(), classes.tolist(), strict=True))) == len(values)
+    assert run(scores, target, q, record, int(counts.sum()) - 1) is None
+
+
+@pytest.mark.parametrize("name", [*RECORDS, "skew:0.1:kl", "reverse:skew:0.1:kl", "reverse:js"])
+@pytest.mark.parametrize("classes, temperature", [(1, 1.0), (7, 2.0), (3001, 0.7)])
+def test_distillation(name: str, classes: int, temperature: float) -> None:
+    record = fenchel.divergence(name)
+    student, _ = problem(6, classes, 2.0, "unit")
+    teacher, _ = problem(6, classes, 2.0, "unit", seed=1)
+    if classes > 1:
+        teacher[2, 0] = -torch.inf
+        student[3, 1] = teacher[3, 1] = -torch.inf
+
+    def run(run: Callable[..., Tensor], x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        out = torch.full_like(x, 7.0)
+        return run(x, t, record, temperature, out), out
+
+    exact = run(eager.distillation, student.double(), teacher.double())
+    plain = run(eager.distillation, student, teacher)
+    received = run(implementation("distillation", record, student, teacher, impl="cpu"), student, teacher)
+    finite = torch.isfinite(exact[0])
+    assert torch.equal(torch.isinf(received[0]), torch.isinf(exact[0]))
+    if finite.any():
+        close(received[0][finite], plain[0][finite], exact[0][finite], 1.0 + exact[0][finite].max(), "loss")
+        size = exact[1][finite].abs().max()
+        close(received[1][finite], plain[1][finite], exact[1][finite], size + 1, "gradient")
+
+
+# --- layouts and edges -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", ["softargmax", "token_loss", "distillation"])
+def test_views_are_read_where_they_lie(op: str) -> None:
+    record = fenchel.divergence("js")
+    wide = torch.randn(8, 600)
+    columns = torch.randn(500, 8).T
+    for view in (wide[::2, 50:550], columns[:4], wide[:4].flip(0)[:, :500]):
+        if op == "softargmax":
+            arguments: tuple[Any, ...] = (view, None, record)
+        elif op == "token_loss":
+            arguments = (view, torch.tensor([0, 1, -1, 3]), None, record)
+        else:
+            arguments = (view, wide[1::2, :500], record)
+        run = implementation(op, record, view, impl="cpu")
+        contiguous = tuple(x.contiguous() if isinstance(x, Tensor) else x for x in arguments)
+        received, expected = run(*arguments), run(*contiguous)
+        for mine, theirs in zip(
+            *(x if isinstance(x, tuple) else (x,) for x in (received, expected)), strict=True
+        ):
+            assert torch.equal(mine, theirs)
+
+
+def test_gradients_are_written_into_views() -> None:
+    record = fenchel.divergence("alpha:1.5")
+    scores, target = torch.randn(4, 300), torch.tensor([0, 1, -1, 3])
+    run = implementation("token_loss", record, scores, impl="cpu")
+    expected = torch.empty(4, 300)
+    run(scores, target, None, record, 0.0, expected)
+    for frame in (torch.zeros(8, 320)[::2, 10:310], torch.zeros(300, 4).T):
+        run(scores, target, None, record, 0.0, frame)
+        assert torch.equal(frame, expected)
+
+
+@pytest.mark.parametrize("op", sorted(OPERATIONS))
+def test_no_rows(op: str) -> None:
+    record = fenchel.divergence("alpha:1.5")
+    x, target = torch.empty(0, 300), torch.empty(0, dtype=torch.long)
+    arguments: dict[str, tuple[Any, ...]] = {
+        "softargmax": (x, None, record),
+        "softargmax_gradient": (x, None, record, (x, target.float(), None)),
+        "token_loss": (x, target, None, record, 0.0, x),
+        "token_support": (x, target, None, record, 10),
+        "distillation": (x, x, record, 1.0, x),
+    }
+    if op not in arguments:
+        pytest.skip(f"{op} has no compiled implementation")
+    result = implementation(op, record, x, impl="cpu")(*arguments[op])
+    assert all(len(part) == 0 for part in (result if isinstance(result, tuple) else (result,)))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("position", [0, 63, 64, 8200])
+def test_rows_that_cannot_be_normalised_are_named(bad: float, position: int) -> None:
+    logits = torch.randn(5, 8201)
+    logits[3, position] = bad
+    if bad == -torch.inf:
+        logits[3] = bad
+    teacher = torch.randn(5, 8201)
+    for name in ("js", "alpha:1.5", "alpha:3"):
+        with pytest.raises(InputError, match=r"row \(3,\)"):
+            fenchel.f_softargmax(logits, name, impl="cpu")
+        with pytest.raises(InputError, match=r"row \(3,\)"):
+            fenchel.fenchel_young_loss(logits, torch.arange(5), name, impl="cpu")
+        with pytest.raises(InputError, match=r"student logits .*row \(3,\)"):
+            fenchel.distillation_loss(logits, teacher, name, impl="cpu")
+        with pytest.raises(InputError, match=r"teacher logits .*row \(3,\)"):
+            fenchel.distillation_loss(teacher, logits, name, impl="cpu")
+
+
+def test_a_row_does_not_depend_on_others_or_on_threads() -> None:
+    scores, _ = problem(9, 9001, 1.0, "unit")
+    threads = torch.get_num_threads()
+    for name in ("js", "alpha:1.1", "alpha:1.5"):
+        together = fenchel.f_softargmax(scores, name, impl="cpu")
+        try:
+            torch.set_num_threads(1)
+            assert torch.equal(fenchel.f_softargmax(scores, name, impl="cpu"), together)
+        finally:
+            torch.set_num_threads(threads)
+        for i in (0, 8):
+            assert torch.equal(fenchel.f_softargmax(scores[i], name, impl="cpu"), together[i])
+
+
+def test_offsets_beyond_two_to_the_31() -> None:
+    """Rows that lie 2^31 elements apart; nothing between them is touched."""
+    apart = 2**31 + 64
+    try:
+        memory = torch.empty(apart + 4096)
+    except RuntimeError:
+        pytest.skip("no address space for 8 GiB")
+    scores = memory.as_strided((2, 4096), (apart, 1))
+    scores.copy_(torch.randn(2, 4096))
+    for name in ("js", "alpha:1.5"):
+        expected = fenchel.f_softargmax(scores.clone(), name, impl="cpu")
+        assert torch.equal(fenchel.f_softargmax(scores, name, impl="cpu"), expected)
+        record = fenchel.divergence(name)
+        run = implementation("token_loss", record, scores, impl="cpu")
+        kept = scores.clone()
+        wanted = torch.empty_like(kept)
+        run(kept, torch.tensor([1, 4000]), None, record, 0.0, wanted)
+        run(scores, torch.tensor([1, 4000]), None, record, 0.0, scores)
+        assert torch.equal(scores, wanted)
+        scores.copy_(kept)
+
+
+@pytest.mark.parametrize("name", ["js", "alpha:1.5", "reverse-kl"])
+def test_public_faces_agree_to_second_order(name: str) -> None:
+    """With kernels underneath, derivatives are those of plain PyTorch, the second ones too."""
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(4, 300, generator=generator).requires_grad_()
+    target, weight = torch.tensor([3, -100, 299, 0]), torch.rand(300, generator=generator)
+    teacher, direction = torch.randn(2, 4, 300, generator=generator)
+    faces: list[Callable[[str], Tensor]] = [
+        lambda impl: (fenchel.f_softargmax(logits, name, impl=impl) * direction).sum(),
+        lambda impl: fenchel.f_softmax(logits, name, temperature=0.7, impl=impl).sum(),
+        lambda impl: fenchel.f_threshold(logits, name, impl=impl).sum(),
+        lambda impl: fenchel.fenchel_young_loss(logits, target, name, impl=impl),
+        lambda impl: fenchel.fenchel_young_loss(logits, target, name, weight=weight, impl=impl),
+        lambda impl: fenchel.fenchel_young_loss(logits, target, name, label_smoothing=0.2, impl=impl),
+        lambda impl: fenchel.fenchel_young_loss(logits, teacher.softmax(-1), name, impl=impl),
+        lambda impl: fenchel.distillation_loss(logits, teacher, name, temperature=2.0, impl=impl),
+    ]
+    for face in faces:
+        results = []
+        for impl in ("cpu", "eager"):
+            value = face(impl)
+            (first,) = torch.autograd.grad(value, logits, create_graph=True)
+            (second,) = torch.autograd.grad((first * direction).sum(), logits)
+            results.append((value, first, second))
+        for mine, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=2e-4, atol=1e-5 * float(theirs.abs().max()))
