@@ -301,3 +301,20 @@ def test_weights_and_squared_temperature_of_distillation(name: str) -> None:
     options = {"temperature": 3.0, "squared_temperature": True, "weight": weight, "mask": mask}
     expected = 9 * (weight * each)[mask].sum() / weight[mask].sum()
     torch.testing.assert_close(distillation_loss(student, teacher, name, **options), expected)
+
+
+@pytest.mark.parametrize("impl", ["eager", "auto"])
+@pytest.mark.parametrize("rubbish", [-math.inf, math.nan, math.inf])
+def test_an_ignored_row_may_hold_anything(impl: str, rubbish: float) -> None:
+    logits = torch.randn(40, 2000)
+    logits[3] = rubbish
+    logits.requires_grad_()
+    target = torch.arange(40)
+    target[3] = -100
+    for smoothing in (0.0, 0.1):
+        loss = fenchel_young_loss(logits, target, "js", label_smoothing=smoothing, impl=impl)
+        (grad,) = torch.autograd.grad(loss, logits)
+        keep = torch.arange(40) != 3
+        expected = fenchel_young_loss(logits[keep], target[keep], "js", label_smoothing=smoothing)
+        torch.testing.assert_close(loss, expected)
+        assert (grad[3] == 0).all() and torch.isfinite(grad).all()

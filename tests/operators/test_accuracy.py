@@ -14,9 +14,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import oracles
-from catalogue import NAMES, STEEP
+from catalogue import NAMES, OWN, STEEP
 
 import fenchel
+from fenchel import FDivergence
 from fenchel.kernels.eager import find_root
 
 MEASURES = ("unit", "uniform", "spread")
@@ -155,6 +156,19 @@ def table() -> None:
             rows = [errors(name, *problem(size, m, s)) for m in MEASURES for s in cases]
             worst = (f"{max(row[c] for row in rows):8.0e}" for c in columns)
             print(f"{name:>16} {size:7d} " + " ".join(worst), flush=True)
+
+
+@pytest.mark.parametrize("kappa", [-1.0, 0.0, 0.5, 1.0])
+def test_records_of_ones_own_under_any_coordinate(kappa: float) -> None:
+    """The coordinate is a hint: Newton's steps may go to and fro in a bad one, the root stays the same."""
+    own = FDivergence("own", OWN.f, kappa=kappa)
+    for seed in range(30):
+        generator = torch.Generator().manual_seed(seed)
+        scores = 3 * torch.randn(60, dtype=torch.float64, generator=generator)
+        q = 10 ** (4 * torch.rand(60, dtype=torch.float64, generator=generator) - 2)
+        p, tau = (call(scores, own, reference=q) for call in (fenchel.f_softargmax, fenchel.f_threshold))
+        assert abs(float(p.sum()) - 1) <= 1e-12
+        torch.testing.assert_close(p, q * own.conjugate_derivative(scores - tau), rtol=1e-8, atol=1e-12)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -85,13 +85,18 @@ class FDivergence:
     kappa: float = 0.0
     formula: str = ""
     reference: str = ""
+    is_power: bool = field(init=False)
+    """Whether u f''(u) = c u^kappa, as of the α-divergences: there the root may have a closed form."""
 
     def __post_init__(self) -> None:
         derived = derive.missing_fields(self)
-        for field, value in derived.items():
-            object.__setattr__(self, field, value)
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
         if derived:
             self.check()
+        u = torch.tensor([0.25, 0.5, 1.0, 2.0, 4.0], dtype=torch.float64)
+        scaled = (self.elasticity(u) * u**self.kappa).expand(5)
+        object.__setattr__(self, "is_power", bool(torch.allclose(scaled, scaled[:1], rtol=1e-12)))
 
     def check(self) -> None:
         """Raise InputError unless f is a divergence generator and the other fields agree with it.

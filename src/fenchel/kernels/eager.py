@@ -258,8 +258,9 @@ def _add(a: Optional, b: Tensor) -> Tensor:
 
 # Evaluations of S that reach working precision, with a margin (tests/operators/test_accuracy.py: V up to
 # 131072, scores of scale 1e-3 to 1e4, q of spread 1e6). Above α = 2 the derivative of f*' is unbounded at
-# the threshold, Newton's steps can shrink to nothing there, and every second step bisects.
-_STEPS, _STEPS_STEEP = 20, 80
+# the threshold, Newton's steps can shrink to nothing there, and every second step bisects; so it does
+# elsewhere once Newton has had its chances: f of one's own may send it to and fro.
+_STEPS, _STEPS_STEEP, _CHANCES = 20, 80, 10
 
 
 def _total(*parts: Tensor) -> tuple[Tensor, ...]:
@@ -292,12 +293,15 @@ def _root(gap: Tensor, q: Optional, record: FDivergence, total: Total) -> Root:
     measure = torch.ones_like(gap) if q is None else q
     low, high = (1 / each for each in total(measure, torch.where(gap == 0, measure, 0.0)))
     double = gap.dtype == torch.float64
-    exact = kappa in (0.5, 1.0) and double and total is _total  # float32 sums would lose digits
+    exact = (
+        kappa in (0.5, 1.0) and record.is_power and double and total is _total
+    )  # float32 sums would lose digits
     ratio = _sorted_closed_form(gap, measure, record).clamp(low, high) if exact else high
     # S is piecewise linear for κ = 1: where a kink is near, the last step is no better than this.
     tolerance = torch.finfo(gap.dtype).eps ** (0.75 if kappa == 1 and double else 0.5)
     early_exit = gap.device.type == "cpu" and not torch.compiler.is_compiling()
-    for i in range(0 if exact else _STEPS_STEEP if kappa > 1 else _STEPS):
+    most = _STEPS_STEEP if kappa > 1 or early_exit else _STEPS
+    for i in range(0 if exact else most):
         mass, weight = total(*_terms(ratio, gap, measure, record))
         slope = weight / (mass * record.elasticity(ratio))
         log_mass = mass.log()
@@ -309,8 +313,9 @@ def _root(gap: Tensor, q: Optional, record: FDivergence, total: Total) -> Root:
         high = torch.where(mass >= 1, ratio, high)
         moved = ratio * step
         middle = (low * high).sqrt()
-        inside = (moved >= low) & (moved <= high)
-        moved = middle if kappa > 1 and i % 2 else torch.where(inside, moved, middle)
+        inside = (moved == ratio) | ((moved > low) & (moved < high))
+        bisect = i % 2 == 1 and (kappa > 1 or i > _CHANCES)
+        moved = middle if bisect else torch.where(inside, moved, middle)
         settled = (moved - ratio).abs() <= tolerance * ratio
         if kappa > 1:  # a short step may only mean a steep kink
             settled = settled & (log_mass.abs() <= tolerance)

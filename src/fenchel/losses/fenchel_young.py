@@ -153,6 +153,8 @@ def fenchel_young_loss(
             losses = losses if counted is None else counted * losses
         else:
             last = target if hard else target.movedim(dim, -1)
+            if mask is not None and not return_probs:  # a row that does not count may hold anything
+                scores = torch.where(mask.unsqueeze(-1), scores, 0.0)
             p, losses = _from_solution(scores, last, mask, q, weight, record, label_smoothing, impl)
     except BadScores:
         check_logits(logits, dim)  # says it of the logits as they were given

@@ -22,7 +22,7 @@ def solver(record: FDivergence) -> str:
     constants = {
         "double KAPPA": repr(float(record.kappa)),
         "bool SPARSE": _truth(record.is_sparse),
-        "bool CLOSED": _truth(record.name in ("kl", "generalized-kl")),
+        "bool CLOSED": _truth(record.is_power and record.kappa == 0),
         "double DERIVATIVE_AT_ZERO": repr(record.derivative_at_zero) if record.is_sparse else "0.0",
     }
     functions = [

@@ -79,9 +79,10 @@ def advance(ratio, low, high, mass, weight, step):
     low = tl.where(mass <= 1, tl.maximum(low, ratio), low)
     high = tl.where(mass >= 1, tl.minimum(high, ratio), high)
     moved = ratio * factor
-    inside = (moved >= low) & (moved <= high)
-    if KAPPA > 1:  # steps can shrink to nothing at the threshold
-        inside = inside & (step % 2 == 0)
+    inside = (moved > low) & (moved < high)
+    # Steps can shrink to nothing at a steep threshold, and f of one's own may send them to and fro.
+    inside = inside & ((step % 2 == 0) | ((KAPPA <= 1) & (step <= 10)))
+    inside = inside | (moved == ratio)
     moved = tl.where(inside, moved, tl.sqrt(low * high))
     # What a step within the resolution of U would leave is for the last step. NaN ends the search.
     going = (tl.abs(moved - ratio) > ratio * RESOLUTION) & (step < MOST_STEPS) & (settled == 0)
