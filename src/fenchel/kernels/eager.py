@@ -300,6 +300,7 @@ def _root(gap: Tensor, q: Optional, record: FDivergence, total: Total) -> Root:
     # S is piecewise linear for κ = 1: where a kink is near, the last step is no better than this.
     tolerance = torch.finfo(gap.dtype).eps ** (0.75 if kappa == 1 and double else 0.5)
     early_exit = gap.device.type == "cpu" and not torch.compiler.is_compiling()
+    chances = 0 if kappa > 1 else _CHANCES
     most = _STEPS_STEEP if kappa > 1 or early_exit else _STEPS
     for i in range(0 if exact else most):
         mass, weight = total(*_terms(ratio, gap, measure, record))
@@ -314,7 +315,7 @@ def _root(gap: Tensor, q: Optional, record: FDivergence, total: Total) -> Root:
         moved = ratio * step
         middle = (low * high).sqrt()
         inside = (moved == ratio) | ((moved > low) & (moved < high))
-        bisect = i % 2 == 1 and (kappa > 1 or i > _CHANCES)
+        bisect = i % 2 == 1 and i > chances
         moved = middle if bisect else torch.where(inside, moved, middle)
         settled = (moved - ratio).abs() <= tolerance * ratio
         if kappa > 1:  # a short step may only mean a steep kink

@@ -18,7 +18,7 @@ constexpr int64_t HEAD_BLOCKS = 32, STRIDE = 16;
 constexpr double SETTLED = SPARSE && KAPPA > 0.25 ? 1e-5 : 1e-2, SETTLED_COMPACT = 2e-6;
 constexpr double FAR = 2e-2;  // and how much that step may change the top class, relative to itself
 constexpr real TINY = 1e-25;  // below, second derivatives might overflow; they do not matter there
-constexpr int MOST_STEPS = 80, CHANCES = 10;
+constexpr int MOST_STEPS = 80, CHANCES = KAPPA > 1 ? 0 : 10;
 
 enum Status : int32_t { FINE = 0, BAD = 1 };
 
@@ -96,7 +96,7 @@ struct Newton {
     if (sums.mass <= 1) low = std::max(low, ratio);
     if (sums.mass >= 1) high = std::min(high, ratio);
     const double moved = ratio * factor;
-    const bool bisect = steps % 2 && (KAPPA > 1 || steps > CHANCES);
+    const bool bisect = steps % 2 && steps > CHANCES;
     const bool inside = !bisect && (moved == ratio || (moved > low && moved < high));
     ratio = (double)(real)(inside ? moved : std::sqrt(low * high));
     ++steps;

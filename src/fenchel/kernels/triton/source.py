@@ -43,6 +43,7 @@ def solver(record: FDivergence) -> str:
         "SETTLED": repr(1e-9 if double else 2e-6 if steep else 1e-2),
         "RESOLUTION": repr(torch.finfo(dtype).eps),
         "MOST_STEPS": "80",
+        "CHANCES": "0" if double else "10",
     }
     functions = [_function(name, FUNCTIONS[name], [expression]) for name, expression in traced.items()]
     functions.append(_function("response", ("u", "gap"), response(record, traced["shift"])))
