@@ -3,8 +3,8 @@
 """f-softargmax of a row by one program: the root is found on a summary of the row that is held on chip.
 
 This file is text: `source` puts it after the constants and functions of a record, which are REAL, KAPPA,
-SPARSE, CLOSED, STEEP, SETTLED, RESOLUTION, MOST_STEPS, CHANCES and derivative, shift, elasticity, response (u and its
-elasticity), bend, conjugate_of_ratio.
+SPARSE, CLOSED, STEEP, SETTLED, RESOLUTION, MOST_STEPS, CHANCES and derivative, shift, elasticity, response
+(u and its elasticity), bend, conjugate_of_ratio.
 
 The unknown is U = p / q of the top class, see kernels/eager.py. Column j of a row belongs to lane j mod
 BLOCK, and the first pass over a row keeps the highest score of each lane, so
@@ -81,7 +81,8 @@ def advance(ratio, low, high, mass, weight, step):
     moved = ratio * factor
     inside = (moved > low) & (moved < high)
     # Steps can shrink to nothing at a steep threshold, and f of one's own may send them to and fro.
-    inside = inside & ((step % 2 == 0) | (step <= CHANCES))
+    if step > CHANCES:
+        inside = inside & (step % 2 == 0)
     inside = inside | (moved == ratio)
     moved = tl.where(inside, moved, tl.sqrt(low * high))
     # What a step within the resolution of U would leave is for the last step. NaN ends the search.
