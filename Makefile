@@ -18,7 +18,6 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # A worker a core and a thread a worker; fixtures are made once a file.
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
     --numprocesses logical --maxprocesses 8 --dist loadfile
-BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 
 # The stamps of the sets of extras. `dev` contains `all`, so it serves the demo as well.
 ALL := $(VENV)/.installed-all
@@ -48,8 +47,12 @@ lint: $(DEV)  ## check style, types and that docs/methods.md is fresh
 docs: $(DEV)  ## write docs/methods.md from the docstrings
 	@$(BIN)/python docs/build_methods.py
 
-bench: $(VENV)/.installed-bench  ## run every benchmark; the figures go to benchmarks/results
-	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python "$$file"; done
+bench: $(VENV)/.installed-bench  ## run the benchmarks of a CPU and write their table; 10 minutes on 2 cores
+	@$(BIN)/python benchmarks/softargmax.py
+	@$(BIN)/python benchmarks/losses.py
+	@$(BIN)/python benchmarks/head.py
+	@$(BIN)/python benchmarks/distillation_trl.py memory
+	@$(BIN)/python benchmarks/table.py
 
 clean:  ## remove caches and builds; the environment and the results stay
 	@rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
