@@ -7,7 +7,7 @@ gradient is sparse, its few numbers are kept instead, and the two products becom
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -22,7 +22,7 @@ from fenchel.losses.fenchel_young import fenchel_young_loss
 
 # Share of a chunk's logits under gradient up to which sums over the support are faster than products of
 # matrices (benchmarks/head.py measures both).
-SPARSE_BELOW = 1 / 24
+SPARSE_BELOW = 1 / 12
 
 
 class Support(NamedTuple):
@@ -233,8 +233,7 @@ class _Head(torch.autograd.Function):
                     gradients.add(rows, scores)
         elif gradients is None:
             gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad[:3])
-        for rows, support in ctx.supports:
-            gradients.add_support(rows, support, grad[rows])
+        gradients.add_supports(ctx.supports, grad)
         return (*gradients.results(), None, None)
 
 
@@ -316,29 +315,32 @@ class _Gradients:
         if self.bias is not None:
             self.bias += logits.sum(0)
 
-    def add_support(self, rows: slice, support: Support, grad: Tensor) -> None:
-        """The same of a sparse gradient, times the gradient of each row's loss."""
-        hidden, weight, _ = self.inputs
-        classes, values, counts = support
-        values = values * grad.repeat_interleave(counts)
-        bag = torch.nn.functional.embedding_bag
-        if weight is None:
-            if self.hidden is not None:
-                of = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-                self.hidden[rows].zero_().index_put_((of, classes), values, accumulate=True)
+    def add_supports(self, supports: Sequence[tuple[slice, Support]], grad: Tensor) -> None:
+        """The same of sparse gradients of some chunks, times the gradient of each row's loss."""
+        if not supports:
             return
-        if self.hidden is not None:
-            starts = counts.cumsum(0) - counts
-            table = weight.to(self.dtype)
+        hidden, weight, _ = self.inputs
+        device = hidden.device
+        rows = torch.cat([torch.arange(part.start, part.stop, device=device) for part, _ in supports])
+        classes, values, counts = (torch.cat(parts) for parts in zip(*(s for _, s in supports), strict=True))
+        of = rows.repeat_interleave(counts)
+        values = values * grad[of]
+        bag = torch.nn.functional.embedding_bag
+        if self.hidden is not None and weight is None:
+            self.hidden[rows] = 0
+            self.hidden.index_put_((of, classes), values)
+        elif self.hidden is not None and weight is not None:
+            starts, table = counts.cumsum(0) - counts, weight.to(self.dtype)
             self.hidden[rows] = bag(classes, table, starts, mode="sum", per_sample_weights=values)
         if self.bias is not None:
             self.bias.index_add_(0, classes, values)
-        if self.wanted[1]:
+        if self.wanted[1] and weight is not None:
+            # Sorted by class, a row of the head is a bag of hidden states. All chunks at once: what a sum
+            # costs is then shared by the rows that a class has in any of them.
             order = classes.argsort(stable=True)
             found, sizes = classes[order].unique_consecutive(return_counts=True)
-            of = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)[order]
-            part = hidden[rows].to(self.dtype)
-            sums = bag(of, part, sizes.cumsum(0) - sizes, mode="sum", per_sample_weights=values[order])
+            starts, table = sizes.cumsum(0) - sizes, hidden.to(self.dtype)
+            sums = bag(of[order], table, starts, mode="sum", per_sample_weights=values[order])
             if self._weight is None:
                 self._weight = torch.zeros_like(weight, dtype=self.dtype)
             self._weight.index_add_(0, found, sums)
