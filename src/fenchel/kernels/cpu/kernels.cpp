@@ -180,6 +180,28 @@ static int64_t count_above(const float* x, int64_t n, float bound) {
   return count;
 }
 
+// A bound of the root from above: the root if only the top class of each block were there.
+template <bool Q>
+static double root_of_maxima(const Row& row, Scratch& scratch, Newton newton) {
+  const int64_t blocks = scratch.maxima.size();
+  if (Q) {
+    scratch.q.resize(blocks);
+    for (int64_t b = 0; b < blocks; ++b) {
+      int64_t j = b * BLOCK;
+      while (row.x[j] != scratch.maxima[b]) ++j;
+      scratch.q[b] = row.q[j];
+    }
+  }
+  const Row tops{scratch.maxima.data(), Q ? scratch.q.data() : nullptr, blocks, row.top};
+  for (int i = 0; i < 12; ++i) {
+    const Sums sums = evaluate<Q, false>(tops, (real)newton.ratio, nullptr);
+    const double grown = newton.ratio / sums.mass;  // for powers of u at least as large as the root
+    newton.step(sums);
+    if (std::fabs(1 - sums.mass) < 1e-2) return std::min(newton.high, std::max(grown, newton.ratio) * (1 + 1e-4));
+  }
+  return newton.high;
+}
+
 // Copies the classes above the bound that `ratio` (at or above the root) sets, if they are few.
 template <bool Q>
 static bool gather_candidates(const Row& row, Scratch& scratch, double ratio, Row& candidates) {
@@ -196,13 +218,19 @@ static bool gather_candidates(const Row& row, Scratch& scratch, double ratio, Ro
   scratch.x.resize(most);
   if (Q) scratch.q.resize(most);
   int64_t count = 0;
+  constexpr int64_t group = 16;
   for (int64_t b = 0; b < blocks; ++b) {
     if (!(scratch.maxima[b] >= bound)) continue;
-    for (int64_t j = b * BLOCK; j < std::min(row.n, (b + 1) * BLOCK); ++j) {
-      scratch.index[count] = j;
-      scratch.x[count] = row.x[j];
-      if (Q) scratch.q[count] = row.q[j];
-      count += row.x[j] >= bound;
+    const int64_t end = std::min(row.n, (b + 1) * BLOCK);
+    for (int64_t start = b * BLOCK; start < end; start += group) {
+      const int64_t stop = std::min(end, start + group);
+      if (stop - start == group && count_above(row.x + start, group, bound) == 0) continue;
+      for (int64_t j = start; j < stop; ++j) {
+        scratch.index[count] = j;
+        scratch.x[count] = row.x[j];
+        if (Q) scratch.q[count] = row.q[j];
+        count += row.x[j] >= bound;
+      }
     }
   }
   candidates = {scratch.x.data(), Q ? scratch.q.data() : nullptr, count, row.top};
@@ -230,7 +258,13 @@ static Root find_root(const Row& row, Scratch& scratch, float* p) {
   }
   Newton newton{1 / mass, 1 / top_mass, (double)(real)(1 / top_mass)};
   Row looked = row;
-  bool compact = SPARSE && gather_candidates<Q>(row, scratch, newton.high, looked);
+  double gathered = newton.high;
+  bool compact = false;
+  if (SPARSE) {
+    gathered = root_of_maxima<Q>(row, scratch, newton);
+    compact = gather_candidates<Q>(row, scratch, gathered, looked);
+    if (compact) newton.ratio = (double)(real)gathered;
+  }
   if (!compact && row.n >= SAMPLE) start_from_sample<Q>(row, scratch, newton);
   for (;;) {
     if (compact) {
@@ -242,9 +276,20 @@ static Root find_root(const Row& row, Scratch& scratch, float* p) {
     const bool near = std::fabs(1 - sums.mass) <= (compact ? SETTLED_COMPACT : SETTLED) &&
                       std::fabs(change) * (double)elasticity((real)newton.ratio) <= FAR;
     const bool last = near || newton.steps == MOST_STEPS;
+    if (last && compact && newton.ratio > gathered) {
+      // The root of the candidates is no lower than that of the row, so its own bound misses nothing.
+      gathered = newton.ratio * (1 + 1e-4);
+      newton = {1 / mass, 1 / top_mass, (double)(real)gathered};
+      compact = gather_candidates<Q>(row, scratch, gathered, looked);
+      if (!compact) looked = row;
+      continue;
+    }
     if (last) return {(real)newton.ratio, (real)last_step(sums), compact, looked.n};
     newton.step(sums);
-    if (SPARSE && !compact) compact = gather_candidates<Q>(row, scratch, newton.high, looked);
+    if (SPARSE && !compact && newton.high < gathered) {
+      gathered = newton.high;
+      compact = gather_candidates<Q>(row, scratch, gathered, looked);
+    }
   }
 }
 
