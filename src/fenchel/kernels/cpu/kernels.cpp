@@ -174,6 +174,10 @@ static void start_from_sample(const Row& row, Scratch& scratch, Newton& newton) 
   newton.ratio = search.ratio;
 }
 
+#if defined(__AVX512F__)
+static const __m512i FIRST_PLACES = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#endif
+
 static int64_t count_above(const float* x, int64_t n, float bound) {
   int count = 0;  // rows have fewer than 2^31 classes
   for (int64_t j = 0; j < n; ++j) count += x[j] >= bound;
@@ -213,24 +217,32 @@ static bool gather_candidates(const Row& row, Scratch& scratch, double ratio, Ro
   for (int64_t b = 0; b < blocks; ++b) hits += scratch.maxima[b] >= bound;
   // Copying costs about as much as one evaluation, so it pays where a quarter is left at most.
   if (hits * 8 > blocks && row.n > 512 && count_above(row.x, row.n, bound) * 4 > row.n) return false;
-  const int64_t most = std::min(hits * BLOCK, row.n) + 1;
+  const int64_t most = std::min(hits * BLOCK, row.n) + 16;  // whole vectors are written
   scratch.index.resize(most);
   scratch.x.resize(most);
   if (Q) scratch.q.resize(most);
   int64_t count = 0;
-  constexpr int64_t group = 16;
   for (int64_t b = 0; b < blocks; ++b) {
     if (!(scratch.maxima[b] >= bound)) continue;
-    const int64_t end = std::min(row.n, (b + 1) * BLOCK);
-    for (int64_t start = b * BLOCK; start < end; start += group) {
-      const int64_t stop = std::min(end, start + group);
-      if (stop - start == group && count_above(row.x + start, group, bound) == 0) continue;
-      for (int64_t j = start; j < stop; ++j) {
-        scratch.index[count] = j;
-        scratch.x[count] = row.x[j];
-        if (Q) scratch.q[count] = row.q[j];
-        count += row.x[j] >= bound;
-      }
+    int64_t j = b * BLOCK;
+    const int64_t end = std::min(row.n, j + BLOCK);
+#if defined(__AVX512F__)
+    for (; j + 16 <= end; j += 16) {
+      const __m512 x = _mm512_loadu_ps(row.x + j);
+      const __mmask16 above = _mm512_cmp_ps_mask(x, _mm512_set1_ps(bound), _CMP_GE_OQ);
+      if (!above) continue;
+      const __m512i places = _mm512_add_epi32(_mm512_set1_epi32(j), FIRST_PLACES);
+      _mm512_storeu_ps(&scratch.x[count], _mm512_maskz_compress_ps(above, x));
+      _mm512_storeu_si512(&scratch.index[count], _mm512_maskz_compress_epi32(above, places));
+      if (Q) _mm512_storeu_ps(&scratch.q[count], _mm512_maskz_compress_ps(above, _mm512_loadu_ps(row.q + j)));
+      count += __builtin_popcount(above);
+    }
+#endif
+    for (; j < end; ++j) {
+      scratch.index[count] = j;
+      scratch.x[count] = row.x[j];
+      if (Q) scratch.q[count] = row.q[j];
+      count += row.x[j] >= bound;
     }
   }
   candidates = {scratch.x.data(), Q ? scratch.q.data() : nullptr, count, row.top};

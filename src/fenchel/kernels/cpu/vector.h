@@ -15,6 +15,7 @@ using std::int64_t;
 #define EACH for (int k = 0; k < UNROLL; ++k)
 
 #if defined(__AVX512F__)
+#include <immintrin.h>
 constexpr int BYTES = 64;
 #elif defined(__AVX__)
 constexpr int BYTES = 32;
