@@ -21,7 +21,7 @@ def record(name: str, figures: Mapping[str, object]) -> Path:
     """Append one line to the results of benchmark `name`; returns the file."""
     row = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        "command": shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *map(_portable, sys.argv[1:])]),
         **_revision(),
         "python": platform.python_version(),
         "torch": version("torch"),
@@ -34,6 +34,12 @@ def record(name: str, figures: Mapping[str, object]) -> Path:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     return path
+
+
+def _portable(argument: str) -> str:
+    """A file by its folder and name: where it lies on this machine tells nobody anything."""
+    path = Path(argument)
+    return "/".join(path.parts[-2:]) if path.is_absolute() else argument
 
 
 def _revision() -> dict[str, object]:

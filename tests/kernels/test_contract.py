@@ -199,7 +199,7 @@ def test_gradients_are_written_into_views() -> None:
         assert torch.equal(frame, expected)
 
 
-@pytest.mark.parametrize("op", sorted(OPERATIONS))
+@pytest.mark.parametrize("op", [op for op, impls in OPERATIONS.items() if "cpu" in impls])
 def test_no_rows(op: str) -> None:
     record = fenchel.divergence("alpha:1.5")
     x, target = torch.empty(0, 300), torch.empty(0, dtype=torch.long)
@@ -210,8 +210,6 @@ def test_no_rows(op: str) -> None:
         "token_support": (x, target, None, record, 10),
         "distillation": (x, x, record, 1.0, x),
     }
-    if op not in arguments:
-        pytest.skip(f"{op} has no compiled implementation")
     result = implementation(op, record, x, impl="cpu")(*arguments[op])
     assert all(len(part) == 0 for part in (result if isinstance(result, tuple) else (result,)))
 

@@ -63,7 +63,7 @@ def sharded_fenchel_young_loss(
     Raises:
         InputError: no process group; a target that is no class of any process; and what
             `fenchel_young_loss` refuses. What is wrong with the values of one process raises in all (on CPU).
-        NotImplementedError: the gradient is differentiated.
+            The gradient is differentiated again.
 
     Example:
         >>> import torch
@@ -133,7 +133,7 @@ def sharded_linear_fenchel_young_loss(
 
     Raises:
         InputError: as `sharded_fenchel_young_loss`, and shapes that do not fit, quoting what was received.
-        NotImplementedError: the gradient is differentiated.
+            The gradient is differentiated again.
 
     Example:
         >>> import torch

@@ -174,7 +174,8 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
-        raise NotImplementedError(
-            "operators and losses of sharded classes have first derivatives only; gather the logits and use "
+        raise InputError(
+            "operators and losses of sharded classes have first derivatives only, since second ones would need "
+            "collectives that autograd may run in another order on each process; gather the logits and use "
             "f_softargmax or fenchel_young_loss for second ones"
         )

@@ -49,7 +49,7 @@ def sharded_f_softargmax(
     Raises:
         InputError: no process group; a DTensor whose last axis is not sharded; and what `f_softargmax`
             refuses. What is wrong with the values of one process raises in all of them (on CPU).
-        NotImplementedError: the gradient is differentiated.
+            The gradient is differentiated again.
 
     Example:
         >>> import torch
