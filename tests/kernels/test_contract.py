@@ -67,6 +67,12 @@ def test_softargmax(name: str, measure: str, classes: int, scale: float) -> None
     for which, *values in zip(("p", "value", "threshold", "top"), received, plain, exact, sizes, strict=True):
         close(*values, f"{which} of {name}")  # type: ignore[arg-type]
     assert ((received[0].double().sum(-1) - 1).abs() <= 1e-6).all()
+    for impl in ("cpu", "eager"):
+        run = implementation("softargmax", record, scores, q, impl=impl)
+        found, wanted = run(scores, q, record, False), run(scores, q, record)
+        assert all(torch.equal(found[i], wanted[i]) for i in (0, 2, 3)), (
+            "p depends on whether the value is wanted"
+        )
     if record.is_sparse and scale == 30:
         assert (received[0] == 0).any() or classes < 10
 

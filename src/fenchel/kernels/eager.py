@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,13 +31,16 @@ class Root(NamedTuple):
     rest: Tensor
 
 
-def softargmax(scores: Tensor, q: Optional, record: FDivergence) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def softargmax(
+    scores: Tensor, q: Optional, record: FDivergence, with_value: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """p, and value - top, τ - top and top = max θ, where the value is that of f centred.
 
     Args:
         scores: (..., V) in float32 or float64.
         q: the measure, broadcast to scores, or None for the unit measure.
         record: the divergence.
+        with_value: whether the value is wanted; if not, it may be NaN.
 
     Returns:
         (..., V) and three of (...).
@@ -47,11 +51,13 @@ def softargmax(scores: Tensor, q: Optional, record: FDivergence) -> tuple[Tensor
     top = scores.amax(-1)
     if not holds(torch.isfinite(top)):
         raise BadScores(int((~torch.isfinite(top)).flatten().nonzero()[0]), scores.shape)
-    root = shard_softargmax(scores, q, record, top, _total)
+    root = shard_softargmax(scores, q, record, top, _total, with_value)
     return root.p, root.value, root.threshold, top
 
 
-def shard_softargmax(scores: Tensor, q: Optional, record: FDivergence, top: Tensor, total: Total) -> Root:
+def shard_softargmax(
+    scores: Tensor, q: Optional, record: FDivergence, top: Tensor, total: Total, with_value: bool = True
+) -> Root:
     """`softargmax` where scores may be some of the classes: `top` and `total` are those of all of them.
 
     Args:
@@ -60,15 +66,17 @@ def shard_softargmax(scores: Tensor, q: Optional, record: FDivergence, top: Tens
         record: the divergence.
         top: max θ, (...), finite.
         total: sums over all classes.
+        with_value: whether the value is wanted; if not, it may be NaN.
 
     Returns:
         p of these classes, (..., V), value - top and τ - top (...), and what `shard_probabilities` takes.
     """
     gap = top.unsqueeze(-1) - scores
     if record.kappa > 1:  # α > 2 needs more digits than float32 has, near the threshold
-        p, value, threshold, *state = _root(gap.double(), None if q is None else q.double(), record, total)
+        measure = None if q is None else q.double()
+        p, value, threshold, *state = _root(gap.double(), measure, record, total, with_value)
         return Root(*(each.to(scores.dtype) for each in (p, value, threshold)), *state)
-    return _root(gap, q, record, total)
+    return _root(gap, q, record, total, with_value)
 
 
 def shard_probabilities(
@@ -278,7 +286,7 @@ def _is_kl(record: FDivergence) -> bool:
     return record.name == "kl" or record.name == "generalized-kl"
 
 
-def _root(gap: Tensor, q: Optional, record: FDivergence, total: Total) -> Root:
+def _root(gap: Tensor, q: Optional, record: FDivergence, total: Total, with_value: bool = True) -> Root:
     """The root of S, from gap = θ_max - θ.
 
     Newton's method on S in the coordinate (U^κ - 1)/κ, on which S^κ is nearly linear, from the upper
@@ -328,10 +336,12 @@ def _root(gap: Tensor, q: Optional, record: FDivergence, total: Total) -> Root:
     rest = (1 - mass) / weight
     p = (p + w * rest).clamp_min(0)
     v_top = (record.derivative(ratio) + rest).squeeze(-1)
-    u = p if q is None else p / q
-    conjugates = conjugate(u, record)
-    (value,) = total(conjugates if q is None else q * conjugates)
-    return Root(p, value.squeeze(-1) - v_top, -v_top, ratio, rest)
+    value = torch.full_like(v_top, math.nan)
+    if with_value:
+        conjugates = conjugate(p if q is None else p / q, record)
+        (value,) = total(conjugates if q is None else q * conjugates)
+        value = value.squeeze(-1) - v_top
+    return Root(p, value, -v_top, ratio, rest)
 
 
 def _terms(ratio: Tensor, gap: Tensor, measure: Tensor, record: FDivergence) -> tuple[Tensor, Tensor]:

@@ -205,7 +205,9 @@ class _TokenLoss(torch.autograd.Function):
         scores, target, q, gradient = ctx.saved_tensors
         if torch.is_grad_enabled() and scores.requires_grad:
             # p - y can be differentiated again through p, which is found once more.
-            p = solve(torch.where((target >= 0).unsqueeze(-1), scores, 0.0), q, ctx.record)[0]
+            p = solve(torch.where((target >= 0).unsqueeze(-1), scores, 0.0), q, ctx.record, with_value=False)[
+                0
+            ]
             gradient = gradient + (p - p.detach())
         return gradient * grad.unsqueeze(-1), None, None, None, None, None
 

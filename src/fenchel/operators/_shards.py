@@ -175,7 +175,7 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
         raise InputError(
-            "operators and losses of sharded classes have first derivatives only, since second ones would need "
-            "collectives that autograd may run in another order on each process; gather the logits and use "
-            "f_softargmax or fenchel_young_loss for second ones"
+            "operators and losses of sharded classes have first derivatives only, since second ones would "
+            "need collectives that autograd may run in another order on each process; gather the logits and "
+            "use f_softargmax or fenchel_young_loss for second ones"
         )

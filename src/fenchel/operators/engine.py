@@ -22,7 +22,7 @@ Optional = Tensor | None
 
 
 def solve(
-    scores: Tensor, q: Optional, record: FDivergence, impl: str = "auto"
+    scores: Tensor, q: Optional, record: FDivergence, impl: str = "auto", with_value: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The solution in the form that keeps all digits; the losses build on it.
 
@@ -31,6 +31,7 @@ def solve(
         q: None for the unit measure, or the shape of scores.
         record: the divergence.
         impl: which implementation finds it, see `fenchel.which`.
+        with_value: whether the value is wanted; if not, it may be NaN.
 
     Returns:
         p (..., V); value - top and τ - top (...), the value with f centred (without the constant
@@ -41,7 +42,7 @@ def solve(
     """
     function = _Solution if torch.compiler.is_compiling() else _TransformableSolution
     solution: tuple[Tensor, Tensor, Tensor, Tensor]
-    solution = function.apply(scores, q, record, impl)  # type: ignore[no-untyped-call]
+    solution = function.apply(scores, q, record, impl, with_value)  # type: ignore[no-untyped-call]
     return solution
 
 
@@ -54,19 +55,20 @@ class _Solution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        scores: Tensor, q: Optional, record: FDivergence, impl: str
+        scores: Tensor, q: Optional, record: FDivergence, impl: str, with_value: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         found: tuple[Tensor, Tensor, Tensor, Tensor]
-        found = implementation("softargmax", record, scores, q, impl=impl)(scores, q, record)
+        run = implementation("softargmax", record, scores, q, impl=impl)
+        found = run(scores, q, record, with_value)
         return found
 
     @staticmethod
     def setup_context(
         ctx: Any,
-        inputs: tuple[Tensor, Optional, FDivergence, str],
+        inputs: tuple[Tensor, Optional, FDivergence, str, bool],
         output: tuple[Tensor, Tensor, Tensor, Tensor],
     ) -> None:
-        _, q, ctx.record, ctx.impl = inputs
+        _, q, ctx.record, ctx.impl, _ = inputs
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(output[3])
         ctx.save_for_backward(output[0], q)
@@ -75,7 +77,7 @@ class _Solution(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, grad_p: Optional, grad_value: Optional, grad_threshold: Optional, _: None
-    ) -> tuple[Optional, Optional, None, None]:
+    ) -> tuple[Optional, Optional, None, None, None]:
         p, q = ctx.saved_tensors
         grads = (grad_p, grad_value, grad_threshold)
         # A backward pass that will itself be differentiated is written in differentiable operations.
@@ -93,14 +95,14 @@ class _Solution(torch.autograd.Function):
                 grad_q = grad_q + conjugate(u, ctx.record) * grad_value.unsqueeze(-1)
             if grad_threshold is not None:
                 grad_q = grad_q + u * inverse * grad_threshold.unsqueeze(-1)
-        return grad_scores, grad_q, None, None
+        return grad_scores, grad_q, None, None, None
 
 
 class _TransformableSolution(_Solution):
     """The same with rules for `torch.func`, apart because `torch.compile` refuses such functions."""
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Optional, tangent_q: Optional, _: None, __: None) -> tuple[Optional, ...]:
+    def jvp(ctx: Any, tangent: Optional, tangent_q: Optional, *_: None) -> tuple[Optional, ...]:
         p, q = ctx.saved_tensors
         u, w, rho, inverse = sensitivities(p, q, ctx.record)
         zero = torch.zeros_like(p)
@@ -117,17 +119,19 @@ class _TransformableSolution(_Solution):
     @staticmethod
     def vmap(
         info: Any,
-        in_dims: tuple[int | None, int | None, None, None],
+        in_dims: tuple[int | None, int | None, None, None, None],
         scores: Tensor,
         q: Optional,
         record: Any,
         impl: str,
+        with_value: bool,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         # Rows are independent, so a mapped axis is just one more batch axis.
         size = info.batch_size
         scores = _batch_first(scores, in_dims[0], size)
         q = None if q is None else _batch_first(q, in_dims[1], size)
-        return _TransformableSolution.apply(scores, q, record, impl), (0, 0, 0, 0)  # type: ignore[no-untyped-call]
+        found = _TransformableSolution.apply(scores, q, record, impl, with_value)  # type: ignore[no-untyped-call]
+        return found, (0, 0, 0, 0)
 
 
 def _batch_first(x: Tensor, dim: int | None, size: int) -> Tensor:

@@ -76,7 +76,7 @@ def f_softargmax(
         Roulet, Liu, Vieillard, Sander and Blondel, 2025, arXiv 2501.18537 (f-softargmax);
         Jacobian: Blondel, Martins and Niculae, 2020, arXiv 1901.02324.
     """
-    p = _solve(logits, divergence, reference, dim, temperature, impl).p
+    p = _solve(logits, divergence, reference, dim, temperature, impl, with_value=False).p
     return p.movedim(-1, dim).to(logits.dtype)
 
 
@@ -167,7 +167,7 @@ def f_threshold(
     Reference:
         Roulet, Liu, Vieillard, Sander and Blondel, 2025, arXiv 2501.18537 (the root τ).
     """
-    found = _solve(logits, divergence, reference, dim, temperature, impl)
+    found = _solve(logits, divergence, reference, dim, temperature, impl, with_value=False)
     return (found.scale * (found.threshold + found.top)).to(logits.dtype)
 
 
@@ -246,13 +246,15 @@ def _solve(
     dim: int,
     temperature: float | Tensor,
     impl: str,
+    *,
+    with_value: bool = True,
 ) -> Solved:
     record = find(divergence)
     check_axis(logits, dim)
     scores, scale = scale_by(class_last(logits, dim), temperature, logits, dim)
     q = prepare_reference(reference, logits, dim, scores)
     try:
-        return Solved(scores, q, record, scale, *solve(scores, q, record, impl))
+        return Solved(scores, q, record, scale, *solve(scores, q, record, impl, with_value))
     except BadScores:
         check_logits(logits, dim)  # says it of the logits as they were given
         raise

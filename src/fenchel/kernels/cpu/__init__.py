@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -65,14 +66,17 @@ def _library(record: FDivergence, distillation: bool = False) -> ctypes.CDLL:
 
 
 def softargmax(
-    scores: Tensor, q: Tensor | None, record: FDivergence
+    scores: Tensor, q: Tensor | None, record: FDivergence, with_value: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `fenchel.kernels.eager.softargmax`."""
     flat, measure = _rows(scores), None if q is None else _rows(q)
     p = torch.empty_like(flat, memory_format=torch.contiguous_format)
-    value, threshold, top = (flat.new_empty(len(flat)) for _ in range(3))
+    value = flat.new_full((len(flat),), math.nan)
+    threshold, top = torch.empty_like(value), torch.empty_like(value)
     status = torch.empty(len(flat), dtype=torch.int32)
-    _library(record).softargmax(_batch(flat, measure), *_pointers(p, value, threshold, top, status))
+    _library(record).softargmax(
+        _batch(flat, measure), *_pointers(p, value if with_value else None, threshold, top, status)
+    )
     _raise_if(status, scores)
     shape = scores.shape[:-1]
     return p.view(scores.shape), value.view(shape), threshold.view(shape), top.view(shape)

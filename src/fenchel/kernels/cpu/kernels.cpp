@@ -1,6 +1,7 @@
-// The kernels of one record. The generated head defines real, KAPPA, SPARSE, CLOSED (the root is 1 / Σ at U = 1),
-// DERIVATIVE_AT_ZERO, GAUGE and the functions of the record: Shift (what depends on U alone is computed once
-// a row), elasticity, conjugate, derivative, f_centred; for distillation Perspective and its slopes.
+// The kernels of one record. The generated head defines real, KAPPA, SPARSE, CLOSED (the root is 1 / Σ at
+// U = 1), KEEP (the elasticity costs more than memory), DERIVATIVE_AT_ZERO and the functions of the record:
+// derivative, elasticity, bend, conjugate_of_ratio, and Shift, whose parts that depend on U alone are computed
+// once a row.
 //
 // A row is read from memory once; what follows finds it in the cache. The unknown is U = p / q of the top
 // class, found by Newton's method in the coordinate (U^κ - 1) / κ as in kernels/eager.py. What makes it cheap:
@@ -26,7 +27,7 @@ struct Sums {  // Σp and its derivatives in the score of the top class, the thi
   double mass = 0, weight = 0, second = 0, third = 0;
 };
 struct Scratch {
-  std::vector<float> maxima, sorted, x, q, p, dense;
+  std::vector<float> maxima, sorted, x, q, p, w, dense;
   std::vector<int32_t> index;
 };
 struct Row {
@@ -42,8 +43,9 @@ struct Root {
   double v_top() const { return (double)derivative(ratio) + (double)rest; }
 };
 
+// With STORE also p, and where KEEP p times the elasticity, which the last step needs.
 template <bool Q, bool STORE>
-static Sums evaluate(const Row& row, real ratio, float* p) {
+static Sums evaluate(const Row& row, real ratio, float* p, float* kept) {
   const Shift shift(ratio);
   Sums sums;
   for (int64_t start = 0; start < row.n; start += SPAN) {
@@ -57,10 +59,11 @@ static Sums evaluate(const Row& row, real ratio, float* p) {
       weight += w;
       if (STORE) {
         const mask large = u > TINY;
-        const vec b = bend(select(large, u, 1)), wb = w * b;
+        const vec b = bend(select(large, u, 1), select(large, e, 1)), wb = w * b;
         second += wb;
         third += select(large, wb * (real(2) * b - e), 0);
         store(p + j, end - j, part);
+        if (KEEP) store(kept + j, end - j, w);
       }
     }
     sums.mass += total(mass);
@@ -164,8 +167,8 @@ static void start_from_sample(const Row& row, Scratch& scratch, Newton& newton) 
   const Row rest{scratch.x.data() + head, Q ? q + head : nullptr, size - head, row.top};
   Newton search = newton;
   for (int i = 0; i < 12; ++i) {
-    Sums sums = evaluate<Q, false>(first, (real)search.ratio, nullptr);
-    const Sums more = evaluate<Q, false>(rest, (real)search.ratio, nullptr);
+    Sums sums = evaluate<Q, false>(first, (real)search.ratio, nullptr, nullptr);
+    const Sums more = evaluate<Q, false>(rest, (real)search.ratio, nullptr, nullptr);
     sums.mass += share * more.mass;
     sums.weight += share * more.weight;
     search.step(sums);
@@ -198,7 +201,7 @@ static double root_of_maxima(const Row& row, Scratch& scratch, Newton newton) {
   }
   const Row tops{scratch.maxima.data(), Q ? scratch.q.data() : nullptr, blocks, row.top};
   for (int i = 0; i < 12; ++i) {
-    const Sums sums = evaluate<Q, false>(tops, (real)newton.ratio, nullptr);
+    const Sums sums = evaluate<Q, false>(tops, (real)newton.ratio, nullptr, nullptr);
     const double grown = newton.ratio / sums.mass;  // for powers of u at least as large as the root
     newton.step(sums);
     if (std::fabs(1 - sums.mass) < 1e-2) return std::min(newton.high, std::max(grown, newton.ratio) * (1 + 1e-4));
@@ -230,7 +233,6 @@ static bool gather_candidates(const Row& row, Scratch& scratch, double ratio, Ro
     for (; j + 16 <= end; j += 16) {
       const __m512 x = _mm512_loadu_ps(row.x + j);
       const __mmask16 above = _mm512_cmp_ps_mask(x, _mm512_set1_ps(bound), _CMP_GE_OQ);
-      if (!above) continue;
       const __m512i places = _mm512_add_epi32(_mm512_set1_epi32(j), FIRST_PLACES);
       _mm512_storeu_ps(&scratch.x[count], _mm512_maskz_compress_ps(above, x));
       _mm512_storeu_si512(&scratch.index[count], _mm512_maskz_compress_epi32(above, places));
@@ -263,9 +265,9 @@ static Root find_root(const Row& row, Scratch& scratch, float* p) {
       if (row.x[j] == row.top) top_mass += Q ? row.q[j] : 1;
   }
   if (CLOSED) {
-    const Sums sums = evaluate<Q, false>(row, 1, nullptr);
+    const Sums sums = evaluate<Q, false>(row, 1, nullptr, nullptr);
     const real ratio = (real)(1 / sums.mass);
-    evaluate<Q, true>(row, ratio, p);
+    evaluate<Q, true>(row, ratio, p, nullptr);
     return {ratio, 0, false, 0};
   }
   Newton newton{1 / mass, 1 / top_mass, (double)(real)(1 / top_mass)};
@@ -283,7 +285,8 @@ static Root find_root(const Row& row, Scratch& scratch, float* p) {
       scratch.p.resize(looked.n);
       p = scratch.p.data();
     }
-    const Sums sums = evaluate<Q, true>(looked, (real)newton.ratio, p);
+    if (KEEP) scratch.w.resize(looked.n);
+    const Sums sums = evaluate<Q, true>(looked, (real)newton.ratio, p, scratch.w.data());
     const double change = (1 - sums.mass) / sums.weight;
     const bool near = std::fabs(1 - sums.mass) <= (compact ? SETTLED_COMPACT : SETTLED) &&
                       std::fabs(change) * (double)elasticity((real)newton.ratio) <= FAR;
@@ -307,7 +310,7 @@ static Root find_root(const Row& row, Scratch& scratch, float* p) {
 
 // Adds the last Newton step to n values p = q u, in place; returns Σ q (f*(f'(u)) + f(0)), the value but for v_top.
 template <bool Q, bool VALUE>
-static double settle(float* p, const float* q, int64_t n, real rest) {
+static double settle(float* p, const float* kept, const float* q, int64_t n, real rest) {
   double sum = 0;
   for (int64_t start = 0; start < n; start += SPAN) {
     const int64_t end = std::min(n, start + SPAN);
@@ -318,7 +321,8 @@ static double settle(float* p, const float* q, int64_t n, real rest) {
       const mask active = part > 0;
       const vec u = select(active, Q ? part / measure : part, 1);
       if (!CLOSED) {
-        const vec e = elasticity(u), b = bend(maximum(u, TINY));
+        const vec e = KEEP ? select(active, load(kept + j, end - j, 0) / part, 0) : vec(elasticity(u));
+        const vec b = bend(maximum(u, TINY), e);
         const vec growth = e * rest * (real(1) + b * (rest / 2) * (real(1) + (real(2) * b - e) * (rest / 3)));
         part = maximum(select(active, part + part * growth, 0), 0);
         store(p + j, end - j, part);
@@ -341,9 +345,9 @@ static Root solve_with(const Row& row, Scratch& scratch, float* p, float* value)
   float* part = root.compact ? scratch.p.data() : p;
   const int64_t n = root.compact ? root.count : row.n;
   if (value)
-    *value = settle<Q, true>(part, q, n, root.rest) - root.v_top();
+    *value = settle<Q, true>(part, scratch.w.data(), q, n, root.rest) - root.v_top();
   else
-    settle<Q, false>(part, q, n, root.rest);
+    settle<Q, false>(part, scratch.w.data(), q, n, root.rest);
   return root;
 }
 static Root solve(const Row& row, Scratch& scratch, float* value, float* p = nullptr) {
@@ -381,7 +385,7 @@ void softargmax(const Batch* batch, float* p, float* value, float* threshold, fl
     status[i] = find_maxima(row, scratch);
     if (status[i]) return;
     float* out = p + i * row.n;
-    const Root root = solve(row, scratch, &value[i], out);
+    const Root root = solve(row, scratch, value ? &value[i] : nullptr, out);
     if (root.compact) {
       std::memset(out, 0, row.n * sizeof(float));
       for (int64_t k = 0; k < root.count; ++k) out[scratch.index[k]] = scratch.p[k];

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
+from typing import Any
 
 import torch
 
@@ -22,13 +23,15 @@ def solver(record: FDivergence) -> str:
     constants = {
         "double KAPPA": repr(float(record.kappa)),
         "bool SPARSE": _truth(record.is_sparse),
+        "bool KEEP": _truth(not double and _costs(traced["elasticity"])),  # w in float32 might be inf
         "bool CLOSED": _truth(record.is_power and record.kappa == 0),
         "double DERIVATIVE_AT_ZERO": repr(record.derivative_at_zero) if record.is_sparse else "0.0",
     }
     functions = [
         _function(name, ("u",), expression) for name, expression in traced.items() if name != "shift"
     ]
-    functions.append(_function("bend", ("u",), bend(traced["elasticity"])))
+    known = Symbol("argument", ("e",), traced["elasticity"].dtype)
+    functions.append(_function("bend", ("u", "e"), bend(traced["elasticity"], known)))
     return _assemble(
         "double" if double else "float",
         constants,
@@ -90,6 +93,13 @@ def _shift(record: FDivergence, shift: Symbol) -> str:
         f"  INLINE void operator()(vec gap, vec& ratio, vec& slope) const {{\n{body}"
         f"    ratio = {names[0]};\n    slope = {names[1]};\n  }}\n}};"
     )
+
+
+def _costs(x: Any) -> bool:
+    """Whether an expression has more than arithmetic, so that its value is worth keeping."""
+    if not isinstance(x, Symbol):
+        return False
+    return x.op in ("exp", "expm1", "log", "log1p", "pow") or any(map(_costs, x.arguments))
 
 
 def _truth(value: bool) -> str:

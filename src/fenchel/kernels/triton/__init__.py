@@ -62,13 +62,13 @@ def _kernels(record: FDivergence, distillation: bool = False) -> ModuleType:
 
 
 def softargmax(
-    scores: Tensor, q: Tensor | None, record: FDivergence
+    scores: Tensor, q: Tensor | None, record: FDivergence, with_value: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `fenchel.kernels.eager.softargmax`; the last three are in float32."""
     x, measure = _rows(scores), _measure(q, scores)
     p = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     value, threshold, top = (_floats(x) for _ in range(3))
-    _solve(x, measure, record, None, 0.0, p, value, threshold, top)
+    _solve(x, measure, record, None, 0.0, p, value, threshold, top, with_value=with_value)
     shape = scores.shape[:-1]
     return p.view(scores.shape), value.view(shape), threshold.view(shape), top.view(shape)
 
@@ -193,6 +193,7 @@ def _solve(
     out: Tensor | None,
     value: Tensor,
     *others: Tensor,
+    with_value: bool = True,
 ) -> None:
     """Runs `solve_rows` of solver.py; what is absent stands for nothing that the kernel looks at."""
     rows, n = x.shape
@@ -212,6 +213,7 @@ def _solve(
             HARD=target is not None,
             SMOOTH=smoothing > 0,
             STORE=out is not None,
+            VALUE=with_value,
             **_solver_shape(n, record),
         )
 

@@ -206,6 +206,7 @@ def solve_rows(
     HARD: tl.constexpr,
     SMOOTH: tl.constexpr,
     STORE: tl.constexpr,
+    VALUE: tl.constexpr,
 ):
     """One row: p, value - top, τ - top and top; where HARD, the loss in place of the value, p - y of p."""
     row = tl.program_id(0).to(tl.int64)  # offsets may exceed 2^31
@@ -233,7 +234,7 @@ def solve_rows(
             u = tl.where(gap == gap, shift(ratio, gap - rest), gap)
             measures = load_measure(q_row, columns, n, Q)
             p = measures * u
-            if not CLOSED:
+            if VALUE and not CLOSED:
                 found += measures * conjugate(u)
             if SMOOTH:
                 present = scores != float("-inf")
