@@ -16,7 +16,7 @@ from catalogue import NAMES, STEEP
 from torch import Tensor
 
 import fenchel
-from fenchel import InputError
+from fenchel import InputError, TopK
 from fenchel.kernels import eager
 from fenchel.kernels.dispatch import OPERATIONS, implementation
 
@@ -170,6 +170,56 @@ def test_distillation(name: str, classes: int, temperature: float) -> None:
         close(received[1][finite], plain[1][finite], exact[1][finite], size + 1, "gradient")
 
 
+@pytest.mark.parametrize("name", [*RECORDS, "skew:0.1:kl", "reverse:skew:0.1:kl", "reverse:js"])
+@pytest.mark.parametrize(
+    "classes, k, temperature", [(3, 2, 1.0), (9, 9, 2.0), (3001, 7, 0.7), (3001, 200, 1.0)]
+)
+def test_topk_distillation(name: str, classes: int, k: int, temperature: float) -> None:
+    record = fenchel.divergence(name)
+    student, _ = problem(6, classes, 2.0, "unit")
+    teacher = TopK.of(problem(6, classes, 2.0, "unit", seed=1)[0].double().log_softmax(-1), k)
+    teacher.indices[1, 1:] = -1  # empty slots
+    teacher.log_probs[1, 1:] = -torch.inf
+    teacher.log_probs[2, 0] = -torch.inf  # a class that the teacher excludes
+    student[3, int(teacher.indices[3, 0])] = -torch.inf
+    # The tail's mass is far below the resolution of 1 - Σ, and for KL below that of float32.
+    student[4, int(teacher.indices[4, 0])] = 100.0 if name == "kl" else 25.0
+
+    def run(run: Callable[..., Tensor], x: Tensor, *known: Tensor) -> tuple[Tensor, Tensor]:
+        out = torch.full_like(x, 7.0)
+        return run(x, *known, record, temperature, out), out
+
+    known = (teacher.indices, teacher.log_probs.float(), teacher.log_tail.float())
+    exact = run(eager.topk_distillation, student.double(), known[0], known[1].double(), known[2].double())
+    plain = run(eager.topk_distillation, student, *known)
+    compiled = implementation("topk_distillation", record, student, *known, impl="cpu")
+    received = run(compiled, student, *known)
+    finite = torch.isfinite(exact[0]) & torch.isfinite(exact[1]).all(-1)
+    assert torch.equal(torch.isinf(received[0]), torch.isinf(exact[0]))
+    assert finite.any()
+    close(received[0][finite], plain[0][finite], exact[0][finite], 1.0 + exact[0][finite].max(), "loss")
+    size = exact[1][finite].abs().max()
+    close(received[1][finite], plain[1][finite], exact[1][finite], size + 1, "gradient")
+    within = student.clone()
+    assert torch.equal(compiled(within, *known, record, temperature, within)[finite], received[0][finite])
+    assert torch.equal(within[finite], received[1][finite])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_distillation_from_top_k_is_the_same_in_both(temperature: float) -> None:
+    teacher = TopK.of(torch.randn(3, 2, 400).log_softmax(-1), 5)
+    for order in (1, 2):
+        found = []
+        for impl in ("cpu", "eager"):
+            student = problem(6, 400, 2.0, "unit")[0].view(3, 2, 400).requires_grad_()
+            loss = fenchel.distillation_loss(student, teacher, "js", temperature=temperature, impl=impl)
+            (grad,) = torch.autograd.grad(loss, student, create_graph=order == 2)
+            if order == 2:
+                (grad,) = torch.autograd.grad(grad.square().sum(), student)
+            found.append((loss.detach(), grad))
+        torch.testing.assert_close(*found, rtol=2e-4, atol=1e-7)
+
+
 # --- layouts and edges -------------------------------------------------------------------------
 
 
@@ -215,6 +265,7 @@ def test_no_rows(op: str) -> None:
         "token_loss": (x, target, None, record, 0.0, x),
         "token_support": (x, target, None, record, 10),
         "distillation": (x, x, record, 1.0, x),
+        "topk_distillation": (x, target.view(0, 1), x[:, :1], x[:, 0], record, 1.0, x),
     }
     result = implementation(op, record, x, impl="cpu")(*arguments[op])
     assert all(len(part) == 0 for part in (result if isinstance(result, tuple) else (result,)))

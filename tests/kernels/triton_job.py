@@ -243,6 +243,13 @@ def memory(record: FDivergence) -> Iterator[tuple[str, bool]]:
         place = x.clone()
         kernels.topk_distillation(place, *arguments, place)
         yield f"top-k in place, V={n}", torch.equal(place, wanted)
+        place.scatter_(1, indices[:, :1], 100.0)
+        exact = torch.empty(3, n, dtype=torch.float64)
+        eager.topk_distillation(
+            place.double(), indices, log_p.double(), arguments[2].double(), record, 1.0, exact
+        )
+        kernels.topk_distillation(place, *arguments, wanted)
+        yield f"a tail of e^-100, V={n}", torch.allclose(wanted.double(), exact, rtol=1e-5, atol=1e-7)
         beyond = kernels.token_loss(x, torch.tensor([n, 0, -1]), None, record)
         yield f"no such class, V={n}", beyond.isnan().tolist() == [True, False, False]
         indices[1, 0] = n

@@ -37,7 +37,7 @@ OPERATIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "token_loss": ("triton", "cpu", "eager"),
         "token_support": ("cpu", "eager"),
         "distillation": ("triton", "cpu", "eager"),
-        "topk_distillation": ("triton", "eager"),
+        "topk_distillation": ("triton", "cpu", "eager"),
     }
 )
 """The operations, and who implements them."""

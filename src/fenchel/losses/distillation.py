@@ -55,8 +55,9 @@ def distillation_loss(
         weight: weights >= 0 of the positions, the shape of student without `dim`; the mean is Σ w l / Σ w.
         reduction: "mean" (over the positions that count), "sum" or "none".
         dim: the axis of the classes.
-        impl: which implementation runs, see `fenchel.which`: its operation is "distillation". A tensor of
-            temperatures, a `TopK`, or a teacher with gradients are the work of plain PyTorch.
+        impl: which implementation runs, see `fenchel.which`: its operation is "distillation", or
+            "topk_distillation" for a `TopK`. A tensor of temperatures or a teacher with gradients are the
+            work of plain PyTorch.
 
     Returns:
         The loss in nats, in the dtype of student; half types are computed in float32.
@@ -114,29 +115,36 @@ def _by_kernel(
     impl: str,
 ) -> tuple[Tensor, float] | None:
     """The same where one pass gives the losses and the student's gradient, else None."""
+    scores = class_last(student, dim)
+    op, known = operation(teacher if isinstance(teacher, TopK) else class_last(teacher, dim))
     reason = None
-    if not isinstance(teacher, Tensor):
-        reason = "the teacher is a TopK"
-    elif teacher.requires_grad:
+    if any(part.requires_grad for part in known):
         reason = "the teacher is to have a gradient"
     elif isinstance(temperature, Tensor):
         reason = "the temperature is a tensor"
     if reason is not None and impl not in ("auto", "eager"):
-        raise InputError(f"impl={impl!r} cannot run distillation of {record.name}: {reason}")
-    if not isinstance(teacher, Tensor) or isinstance(temperature, Tensor) or reason is not None:
+        raise InputError(f"impl={impl!r} cannot run {op} of {record.name}: {reason}")
+    if reason is not None or isinstance(temperature, Tensor) or not 0 < temperature < math.inf:
         return None
-    scores, known = class_last(student, dim), class_last(teacher, dim)
-    if not 0 < temperature < math.inf or (impl == "auto" and not is_plain(scores)):
+    if impl == "auto" and not is_plain(scores):
         return None
-    if which("distillation", scores, known, divergence=record, impl=impl).impl == "eager":
+    if which(op, scores, *known, divergence=record, impl=impl).impl == "eager":
         return None
+    if isinstance(teacher, TopK):
+        check_fits(scores, teacher)
     try:
-        losses = _Distillation.apply(scores, known, record, temperature, impl)  # type: ignore[no-untyped-call]
+        losses = _Distillation.apply(scores, record, temperature, impl, op, *known)  # type: ignore[no-untyped-call]
     except BadScores:  # says it of the logits as they were given
         check_logits(student, dim, name="student logits")
-        check_logits(teacher, dim, name="teacher logits")
+        if isinstance(teacher, Tensor):
+            check_logits(teacher, dim, name="teacher logits")
         raise
     return losses, temperature
+
+
+def operation(teacher: Tensor | TopK) -> tuple[str, tuple[Tensor, ...]]:
+    """The operation of kernels that compares students with such a teacher, and its tensors."""
+    return ("distillation", (teacher,)) if isinstance(teacher, Tensor) else ("topk_distillation", teacher)
 
 
 class _Distillation(torch.autograd.Function):
@@ -144,25 +152,32 @@ class _Distillation(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, student: Tensor, teacher: Tensor, record: FDivergence, temperature: float, impl: str
+        ctx: Any,
+        student: Tensor,
+        record: FDivergence,
+        temperature: float,
+        impl: str,
+        op: str,
+        *teacher: Tensor,
     ) -> Tensor:
-        classes = student.shape[-1]
+        shape, classes = student.shape[:-1], student.shape[-1]
         gradient = torch.empty(student.shape, dtype=student.dtype, device=student.device)
-        run = implementation("distillation", record, student, teacher, impl=impl)
+        run = implementation(op, record, student, *teacher, impl=impl)
         out = gradient.view(-1, classes) if ctx.needs_input_grad[0] else None
-        losses: Tensor = run(
-            student.reshape(-1, classes), teacher.reshape(-1, classes), record, temperature, out
-        )
+        rows = (part.reshape(-1, *part.shape[len(shape) :]) for part in teacher)
+        losses: Tensor = run(student.reshape(-1, classes), *rows, record, temperature, out)
         ctx.of = (record, temperature)
-        ctx.save_for_backward(student, teacher, gradient)
-        return losses.view(student.shape[:-1])
+        ctx.save_for_backward(student, gradient, *teacher)
+        return losses.view(shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        student, teacher, gradient = ctx.saved_tensors
+        student, gradient, *known = ctx.saved_tensors
         record, temperature = ctx.of
+        others = (None,) * (len(ctx.needs_input_grad) - 1)
         if torch.is_grad_enabled() and student.requires_grad:
+            teacher = known[0] if len(known) == 1 else TopK(*known)
             losses, _ = _in_steps(student, teacher, record, temperature, -1)
             again = torch.autograd.grad(losses, student, grad, create_graph=True)[0]
-            return again, None, None, None, None
-        return gradient * (grad / temperature).unsqueeze(-1), None, None, None, None
+            return again, *others
+        return gradient * (grad / temperature).unsqueeze(-1), *others

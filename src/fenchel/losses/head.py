@@ -17,8 +17,9 @@ from torch import Tensor
 from fenchel.divergences import FDivergence
 from fenchel.errors import BadScores
 from fenchel.kernels.dispatch import implementation
-from fenchel.losses.distillation import distillation_loss
+from fenchel.losses.distillation import distillation_loss, operation
 from fenchel.losses.fenchel_young import fenchel_young_loss
+from fenchel.losses.truncated import TopK
 
 # Share of a chunk's logits under gradient up to which sums over the support are faster than products of
 # matrices (benchmarks/head.py measures both).
@@ -97,9 +98,9 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Distilled:
-    """D_f(p_T, p_S) against a teacher's logits, multiplied by `scale`."""
+    """D_f(p_T, p_S) against a teacher, multiplied by `scale`."""
 
-    teacher: Callable[[slice], Tensor]  # its logits (n, V) of some rows
+    teacher: Callable[[slice], Tensor | TopK]  # its logits (n, V) of some rows, or what is known of p_T
     record: FDivergence
     temperature: float = 1.0
     scale: float = 1.0
@@ -107,9 +108,9 @@ class Distilled:
     impl: str = "auto"
 
     def dense(self, logits: Tensor, rows: slice, gradient: bool) -> Tensor:
-        teacher = self.teacher(rows)
-        run = implementation("distillation", self.record, logits, teacher, impl=self.impl)
-        losses: Tensor = run(logits, teacher, self.record, self.temperature, logits if gradient else None)
+        op, known = operation(self.teacher(rows))
+        run = implementation(op, self.record, logits, *known, impl=self.impl)
+        losses: Tensor = run(logits, *known, self.record, self.temperature, logits if gradient else None)
         if gradient and self.scale != self.temperature:
             logits *= self.scale / self.temperature
         if self.mask is not None:

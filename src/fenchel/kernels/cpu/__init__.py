@@ -50,7 +50,7 @@ def refusal(op: str, record: FDivergence, tensors: Sequence[Tensor], *, auto: bo
     if size and tensors[0].shape[-1] >= 2**31:
         return "rows must be shorter than 2^31"
     try:
-        _library(record, op == "distillation")
+        _library(record, op.endswith("distillation"))
     except (NotTraceable, CannotCompile) as error:
         return str(error)
     return None
@@ -169,16 +169,45 @@ def distillation(
     out: Tensor | None = None,
 ) -> Tensor:
     """See `fenchel.kernels.eager.distillation`."""
-    x, t = _rows(student), _rows(teacher)
+    t = _rows(teacher)
+    strided = (*_pointers(t), ctypes.c_int64(t.stride(0)))
+    return _distil("distillation", student, (t,), strided, record, temperature, out)
+
+
+def topk_distillation(
+    student: Tensor,
+    indices: Tensor,
+    log_probs: Tensor,
+    log_tail: Tensor,
+    record: FDivergence,
+    temperature: float = 1.0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """See `fenchel.kernels.eager.topk_distillation`."""
+    teacher = tuple(part.detach().contiguous() for part in (indices.long(), log_probs, log_tail))
+    given = (*_pointers(*teacher), ctypes.c_int64(indices.shape[-1]))
+    return _distil("topk_distillation", student, teacher, given, record, temperature, out)
+
+
+def _distil(
+    op: str,
+    student: Tensor,
+    teacher: tuple[Tensor, ...],
+    given: Sequence[object],
+    record: FDivergence,
+    temperature: float,
+    out: Tensor | None,
+) -> Tensor:
+    """Runs `op` on a teacher that C++ knows as `given`."""
+    x = _rows(student)
     losses = x.new_empty(len(x))
     status = torch.empty(len(x), dtype=torch.int32)
     written = out if out is None or _is_rows(out) else torch.empty_like(x)
-    rows, n = x.shape
-    _library(record, True).distillation(
+    getattr(_library(record, True), op)(
         *_pointers(x),
         ctypes.c_int64(x.stride(0)),
-        *_pointers(t),
-        *map(ctypes.c_int64, (t.stride(0), rows, n)),
+        *given,
+        *map(ctypes.c_int64, x.shape),
         ctypes.c_float(1 / temperature),
         *_pointers(written),
         ctypes.c_int64(0 if written is None else written.stride(0)),
@@ -187,7 +216,8 @@ def distillation(
     if bool(status.any()):  # rows with classes at -inf, or with an error
         odd = status.nonzero().squeeze(-1)
         part = None if written is None else torch.empty_like(x[odd])
-        losses[odd] = eager.distillation(x[odd], t[odd], record, temperature, part)
+        run = getattr(eager, op)
+        losses[odd] = run(x[odd], *(each[odd] for each in teacher), record, temperature, part)
         if written is not None and part is not None:
             written[odd] = part
     if out is not None and written is not None and written is not out:

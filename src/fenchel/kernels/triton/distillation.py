@@ -152,11 +152,12 @@ def distil_buckets(
     tl.store(loss + row, tl.sum(each) + tail)
     if STORE:
         moments = tl.sum(slope) + tail_slope
-        q_tail = tl.exp(log_q_tail)
-        factor = tl.where(q_tail == 0, 0.0, tail_slope / q_tail) - moments
+        empty = tail_top == float("-inf")
+        all_others = tl.where(empty, 0.0, tail_slope - moments * tl.exp(log_q_tail))
+        tail_level = tl.where(empty, top, tail_top + log(tail_mass))
         for start in tl.range(0, n, BLOCK, num_stages=STAGES):
             columns = start + lanes
-            gradient = factor * tl.exp(load_row(x_row, columns, n) * scale - top - level)
+            gradient = all_others * tl.exp(load_row(x_row, columns, n) * scale - tail_level)
             tl.store(out_row + columns, gradient.to(out.dtype.element_ty), mask=columns < n)
         tl.debug_barrier()  # what follows replaces some of it
         gradient = slope - moments * tl.exp(log_q)

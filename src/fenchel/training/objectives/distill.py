@@ -89,21 +89,28 @@ class Distillation:
         self, student: Scores, teacher: Rows | TopK | None, targets: Tensor, own: Tensor | None
     ) -> Criterion:
         config = self.config
-        whole = None if isinstance(teacher, TopK) else teacher
-        plain = config.loss == "divergence" and not config.hard_label_weight and self.top_k is None
-        if plain and whole is not None:
+        if config.loss == "divergence" and not config.hard_label_weight and teacher is not None:
             record = divergence(config.divergence)
-            tell_implementation("distillation", record, student)
+            whole = self.top_k is None and not isinstance(teacher, TopK)
+            tell_implementation("distillation" if whole else "topk_distillation", record, student)
             scale = config.temperature**2 if config.squared_temperature else 1.0
-            return Distilled(lambda rows: whole.rows(rows).logits(), record, config.temperature, scale)
+            return Distilled(lambda rows: self._known(teacher, rows), record, config.temperature, scale)
 
         def losses(logits: Tensor, rows: slice) -> Tensor:
-            part = teacher.rows(rows) if isinstance(teacher, TopK) else None
-            logits_of_teacher = whole.rows(rows).logits() if whole is not None else None
-            known = part if part is not None else logits_of_teacher
+            known = None if teacher is None else self._known(teacher, rows)
             return self.losses(logits, known, targets[rows], None if own is None else own[rows])
 
         return Differentiated(losses)
+
+    def _known(self, teacher: Rows | TopK, rows: slice) -> Tensor | TopK:
+        """Logits of some rows, or what is known of their probabilities."""
+        part = teacher.rows(rows)
+        return part if isinstance(part, TopK) else self._cut(part.logits())
+
+    def _cut(self, logits: Tensor) -> Tensor | TopK:
+        if self.top_k is None:
+            return logits
+        return TopK.of((logits / self.config.temperature).log_softmax(-1), self.top_k)
 
     def losses(self, student: Tensor, teacher: Any, targets: Tensor, own: Tensor | None = None) -> Tensor:
         """The loss of each row of logits, (n,); `own` rows are tokens that the student wrote."""
@@ -112,8 +119,8 @@ class Distillation:
             weight = torch.where(own, 0.0, weight)
         losses = student.new_zeros(len(student))
         if isinstance(weight, Tensor) or weight < 1:
-            if self.top_k is not None and isinstance(teacher, Tensor):
-                teacher = TopK.of((teacher / self.config.temperature).log_softmax(-1), self.top_k)
+            if isinstance(teacher, Tensor):
+                teacher = self._cut(teacher)
             matched = self.matching.loss(Inputs(student, teacher, targets, self.config, self.progress))
             losses = (1 - weight) * matched
         if self.config.hard_label_weight:
