@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from fenchel.report.palette import INK, VARIABLES
 
-_STYLE: dict[str, Any] = {
+STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fenchel",
     "text.parse_math": False,
@@ -79,7 +79,7 @@ def draw(paint: Callable[[Axes], None], *, identifier: str, alt: str, size: tupl
         size: width and height in inches.
     """
     # The user's own matplotlib style must not reach the report.
-    with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
+    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
         # The browser draws the text with its own fonts; ours only measure it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=size, layout="constrained")
