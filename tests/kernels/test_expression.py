@@ -65,15 +65,18 @@ def test_expressions_compute_what_the_functions_do(name: str, function: str) -> 
     torch.testing.assert_close(evaluate(expression, **values), expected.expand(200), rtol=1e-12, atol=1e-300)
 
 
-@pytest.mark.parametrize("name", [*RECORDS, "skew:0.1:kl", "reverse:skew:0.3:js"])
-@pytest.mark.parametrize("function", ["elasticity", "perspective", "conjugate_of_ratio"])
+# The inverse of a skewed record is found numerically, and so is all that follows from it.
+SKEWED = [(name, "perspective") for name in ("skew:0.1:kl", "reverse:skew:0.3:js")]
+SLOPES = [
+    (name, function) for name in RECORDS for function in ("elasticity", "perspective", "conjugate_of_ratio")
+]
+
+
+@pytest.mark.parametrize("name, function", [*SLOPES, *SKEWED])
 def test_slopes_are_those_of_automatic_differentiation(name: str, function: str) -> None:
     record = fenchel.divergence(name)
     values = points(FUNCTIONS[function])
-    try:
-        expression = trace(record, (function,), torch.float64)[function]
-    except NotTraceable:
-        pytest.skip("found numerically")
+    expression = trace(record, (function,), torch.float64)[function]
     for argument in FUNCTIONS[function]:
         leaves = {key: x.clone().requires_grad_() for key, x in values.items()}
         result = getattr(record, function)(*leaves.values()).sum()

@@ -25,6 +25,12 @@ def conjugate(u: Tensor, record: FDivergence) -> Tensor:
     return torch.where(active, record.conjugate_of_ratio(torch.where(active, u, 1.0)), 0.0)
 
 
+def with_constant(losses: Tensor, target: Tensor, q: Tensor | None, record: FDivergence) -> Tensor:
+    """losses + D_f(e_y, q) + f(0) Σq of the rows with a target y >= 0; others stay as they are."""
+    constant = one_hot_constant(record, q, target.clamp_min(0).unsqueeze(-1))
+    return losses + torch.where(target >= 0, constant, 0.0)
+
+
 def one_hot_constant(record: FDivergence, q: Tensor | None, index: Tensor) -> Tensor | float:
     """D_f(e_y, q) + f(0) Σq, or 0 where it is infinite."""
     if not math.isfinite(record.at_zero):

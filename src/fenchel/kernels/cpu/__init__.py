@@ -12,12 +12,13 @@ from torch import Tensor
 
 from fenchel.checks import is_plain
 from fenchel.divergences import FDivergence
-from fenchel.divergences.solution import one_hot_constant
+from fenchel.divergences.solution import with_constant
 from fenchel.errors import BadScores
 from fenchel.kernels import eager
 from fenchel.kernels.cpu import source
 from fenchel.kernels.cpu.build import CannotCompile, library
 from fenchel.kernels.expression import NotTraceable
+from fenchel.kernels.rows import as_rows, copy_back, writable
 
 _WORTH = 2**16  # elements from which "auto" compiles a record: below, plain PyTorch takes a millisecond
 
@@ -69,7 +70,7 @@ def softargmax(
     scores: Tensor, q: Tensor | None, record: FDivergence, with_value: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `fenchel.kernels.eager.softargmax`."""
-    flat, measure = _rows(scores), None if q is None else _rows(q)
+    flat, measure = as_rows(scores), None if q is None else as_rows(q)
     p = torch.empty_like(flat, memory_format=torch.contiguous_format)
     value = flat.new_full((len(flat),), math.nan)
     threshold, top = torch.empty_like(value), torch.empty_like(value)
@@ -89,10 +90,10 @@ def softargmax_gradient(
     grads: tuple[Tensor | None, Tensor | None, Tensor | None],
 ) -> Tensor:
     """See `fenchel.kernels.eager.softargmax_gradient`."""
-    flat, measure = _rows(p), None if q is None else _rows(q)
+    flat, measure = as_rows(p), None if q is None else as_rows(q)
     grad_p, *grad_rows = grads
     inputs = [
-        None if grad_p is None else _rows(grad_p).contiguous(),
+        None if grad_p is None else as_rows(grad_p).contiguous(),
         *(None if grad is None else grad.reshape(-1).contiguous() for grad in grad_rows),
     ]
     out = torch.empty_like(flat, memory_format=torch.contiguous_format)
@@ -109,11 +110,11 @@ def token_loss(
     out: Tensor | None = None,
 ) -> Tensor:
     """See `fenchel.kernels.eager.token_loss`."""
-    flat, measure = _rows(scores), None if q is None else _rows(q)
+    flat, measure = as_rows(scores), None if q is None else as_rows(q)
     losses = scores.new_empty(len(scores))
     status = torch.empty(len(scores), dtype=torch.int32)
     target = target.contiguous()
-    written = out if out is None or _is_rows(out) else torch.empty_like(flat)
+    written = writable(out)
     stride = 0 if written is None else written.stride(0)
     _library(record).token_loss(
         _batch(flat, measure),
@@ -123,17 +124,15 @@ def token_loss(
         *_pointers(losses, status),
     )
     _raise_if(status, scores)
-    if out is not None and written is not None and written is not out:
-        out.copy_(written)
-    constant = one_hot_constant(record, q, target.clamp_min(0).unsqueeze(-1))
-    return losses + torch.where(target >= 0, constant, 0.0)
+    copy_back(written, out)
+    return with_constant(losses, target, q, record)
 
 
 def token_support(
     scores: Tensor, target: Tensor, q: Tensor | None, record: FDivergence, most: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """See `fenchel.kernels.eager.token_support`."""
-    flat, measure = _rows(scores), None if q is None else _rows(q)
+    flat, measure = as_rows(scores), None if q is None else as_rows(q)
     n = len(flat)
     # A row may have more than its share, at a cost of memory: what is not written is not touched.
     capacity = min(flat.shape[-1], 4 * max(1, most // max(1, n)))
@@ -157,8 +156,7 @@ def token_support(
     run.pack(
         *_pointers(index, gradient, count), *map(ctypes.c_int64, (n, capacity)), *_pointers(classes, numbers)
     )
-    constant = one_hot_constant(record, q, target.clamp_min(0).unsqueeze(-1))
-    return losses + torch.where(target >= 0, constant, 0.0), classes, numbers, counts
+    return with_constant(losses, target, q, record), classes, numbers, counts
 
 
 def distillation(
@@ -169,7 +167,7 @@ def distillation(
     out: Tensor | None = None,
 ) -> Tensor:
     """See `fenchel.kernels.eager.distillation`."""
-    t = _rows(teacher)
+    t = as_rows(teacher)
     strided = (*_pointers(t), ctypes.c_int64(t.stride(0)))
     return _distil("distillation", student, (t,), strided, record, temperature, out)
 
@@ -199,10 +197,10 @@ def _distil(
     out: Tensor | None,
 ) -> Tensor:
     """Runs `op` on a teacher that C++ knows as `given`."""
-    x = _rows(student)
+    x = as_rows(student)
     losses = x.new_empty(len(x))
     status = torch.empty(len(x), dtype=torch.int32)
-    written = out if out is None or _is_rows(out) else torch.empty_like(x)
+    written = writable(out)
     getattr(_library(record, True), op)(
         *_pointers(x),
         ctypes.c_int64(x.stride(0)),
@@ -220,21 +218,8 @@ def _distil(
         losses[odd] = run(x[odd], *(each[odd] for each in teacher), record, temperature, part)
         if written is not None and part is not None:
             written[odd] = part
-    if out is not None and written is not None and written is not out:
-        out.copy_(written)
+    copy_back(written, out)
     return losses
-
-
-def _rows(x: Tensor) -> Tensor:
-    """(rows, V) with the classes of a row next to each other; a view where that is possible."""
-    x = x.detach()
-    if x.dim() != 2:
-        x = x.reshape(-1, x.shape[-1])
-    return x if _is_rows(x) else x.contiguous()
-
-
-def _is_rows(x: Tensor) -> bool:
-    return x.shape[-1] == 1 or x.stride(-1) == 1
 
 
 def _batch(x: Tensor, q: Tensor | None) -> object:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fenchel.checks import is_plain
 from fenchel.divergences import FDivergence
-from fenchel.divergences.solution import one_hot_constant
+from fenchel.divergences.solution import with_constant
 from fenchel.kernels.expression import NotTraceable
+from fenchel.kernels.rows import as_rows, copy_back, writable
 from fenchel.kernels.triton import source
 from fenchel.kernels.triton.build import CannotWrite, module
 
@@ -65,7 +66,7 @@ def softargmax(
     scores: Tensor, q: Tensor | None, record: FDivergence, with_value: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `fenchel.kernels.eager.softargmax`; the last three are in float32."""
-    x, measure = _rows(scores), _measure(q, scores)
+    x, measure = as_rows(scores), _measure(q, scores)
     p = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     value, threshold, top = (_floats(x) for _ in range(3))
     _solve(x, measure, record, None, 0.0, p, value, threshold, top, with_value=with_value)
@@ -82,8 +83,8 @@ def softargmax_gradient(
     """See `fenchel.kernels.eager.softargmax_gradient`."""
     if all(grad is None for grad in grads):
         return None
-    x, measure = _rows(p), _measure(q, p)
-    given = x if grads[0] is None else _rows(grads[0].expand_as(p))
+    x, measure = as_rows(p), _measure(q, p)
+    given = x if grads[0] is None else as_rows(grads[0].expand_as(p))
     per_row = [x if grad is None else grad.detach().reshape(-1) for grad in grads[1:]]
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows, n = x.shape
@@ -114,13 +115,12 @@ def token_loss(
     out: Tensor | None = None,
 ) -> Tensor:
     """See `fenchel.kernels.eager.token_loss`; the losses are in float32."""
-    x, measure = _rows(scores), _measure(q, scores)
+    x, measure = as_rows(scores), _measure(q, scores)
     losses = _floats(x)
-    written = _writable(out)
+    written = writable(out)
     _solve(x, measure, record, target.contiguous(), label_smoothing, written, losses)
-    _copy(written, out)
-    constant = one_hot_constant(record, measure, target.clamp_min(0).unsqueeze(-1))
-    return losses + torch.where(target >= 0, constant, 0.0)
+    copy_back(written, out)
+    return with_constant(losses, target, measure, record)
 
 
 def distillation(
@@ -131,7 +131,7 @@ def distillation(
     out: Tensor | None = None,
 ) -> Tensor:
     """See `fenchel.kernels.eager.distillation`; the losses are in float32."""
-    x, t, written = _rows(student), _rows(teacher), _writable(out)
+    x, t, written = as_rows(student), as_rows(teacher), writable(out)
     losses = _floats(x)
     rows, n = x.shape
     if rows:
@@ -146,7 +146,7 @@ def distillation(
                 STORE=written is not None,
                 **_shape(n),
             )
-    _copy(written, out)
+    copy_back(written, out)
     return losses
 
 
@@ -160,7 +160,7 @@ def topk_distillation(
     out: Tensor | None = None,
 ) -> Tensor:
     """See `fenchel.kernels.eager.topk_distillation`; the losses are in float32."""
-    x, written = _rows(student), _writable(out)
+    x, written = as_rows(student), writable(out)
     losses = _floats(x)
     rows, n = x.shape
     k = indices.shape[-1]
@@ -180,7 +180,7 @@ def topk_distillation(
                 STORE=written is not None,
                 **_shape(n),
             )
-    _copy(written, out)
+    copy_back(written, out)
     return losses
 
 
@@ -255,33 +255,10 @@ def _floats(x: Tensor) -> Tensor:
     return torch.empty(len(x), dtype=torch.float32, device=x.device)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(rows, V) with the classes of a row next to each other; a view where that is possible."""
-    x = x.detach()
-    if x.dim() != 2:
-        x = x.reshape(x.shape[:-1].numel(), x.shape[-1])
-    return x if _is_rows(x) else x.contiguous()
-
-
 def _measure(q: Tensor | None, scores: Tensor) -> Tensor | None:
     """Rows of q; one that is the same for all keeps its stride of 0."""
-    return None if q is None else _rows(q.expand_as(scores))
-
-
-def _is_rows(x: Tensor) -> bool:
-    return x.shape[-1] == 1 or x.stride(-1) == 1
+    return None if q is None else as_rows(q.expand_as(scores))
 
 
 def _strided(x: Tensor) -> tuple[Tensor, int]:
     return x, x.stride(0)
-
-
-def _writable(out: Tensor | None) -> Tensor | None:
-    return (
-        out if out is None or _is_rows(out) else torch.empty_like(out, memory_format=torch.contiguous_format)
-    )
-
-
-def _copy(written: Tensor | None, out: Tensor | None) -> None:
-    if out is not None and written is not None and written is not out:
-        out.copy_(written)
