@@ -18,11 +18,15 @@ Row = tuple[str, str, str]
 """What is timed, next to what, and the ratio."""
 
 
+def lines_of(name: str) -> list[dict[str, Any]]:
+    """All lines of a benchmark, the oldest first."""
+    text = (RESULTS / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def newest(name: str) -> list[dict[str, Any]]:
     """The lines of the last run of a benchmark."""
-    lines = [
-        json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    lines = lines_of(name)
     last = lines[-1]
     run = [line for line in lines if line["commit"] == last["commit"] and line["command"] == last["command"]]
     keys: dict[str, dict[str, Any]] = {}
@@ -81,6 +85,17 @@ def head() -> Iterator[Row]:
     yield "of that, the product of hidden states and head alone", "", f"{ratios['h @ W.T alone']:.2f}"
 
 
+def memory() -> Iterator[Row]:
+    """The peak of a step of distillation."""
+    found = [
+        x["figures"]["found"] for x in lines_of("distillation_trl") if x["figures"]["question"] == "memory"
+    ]
+    peer = "DistillationTrainer"
+    for side, what in (("fenchel offline", "distillation"), ("fenchel on-policy", "on-policy distillation")):
+        ratio = found[-1][f"default, ratio to {peer}"][side]
+        yield f"peak memory of a step of {what}, V = 151,936, B = 4, T = 128", f"TRL's {peer}", f"{ratio:.2f}"
+
+
 def span(values: list[float]) -> str:
     """From the least to the largest."""
     low, high = min(values), max(values)
@@ -89,9 +104,9 @@ def span(values: list[float]) -> str:
 
 def table() -> str:
     """The Markdown between the marks."""
-    rows = [*softargmax(), *losses(), *head()]
+    rows = [*softargmax(), *losses(), *head(), *memory()]
     last = newest("head")[0]
-    lines = ["| work | next to | time, as a multiple |", "|---|---|---|"]
+    lines = ["| work | next to | a multiple of its time, or memory |", "|---|---|---|"]
     lines += [f"| {work} | {peer} | {value} |" for work, peer, value in rows]
     note = (
         f"float32, {last['figures']['threads']} threads, torch {last['torch']}, commit {last['commit'][:7]}; "
