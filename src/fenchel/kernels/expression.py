@@ -128,28 +128,71 @@ def _apply(name: str, arguments: Sequence[Any], options: Mapping[str, Any] | Non
             return x
         case ("exp", (Symbol(op="log1p") as x,)):
             return make("add", x.arguments[0], 1.0)
+        case ("exp", (Symbol(op="truediv", arguments=(Symbol(op="log1p") as x, float() as k)),)) if _whole(
+            1 / k
+        ):
+            return _power(make("add", x.arguments[0], 1.0), round(1 / k), make)
         case _ if (name in _INFIX or name in _UNARY) and not options:
             return make(name, *arguments)
     raise NotTraceable(f"it uses {name}")
 
 
 def _power(x: Any, exponent: float, make: Callable[..., Symbol]) -> Any:
-    """x^e by multiplications and roots where that is exact."""
+    """x^e by multiplications and roots where that is exact, or nearly; whole e > 2 until they are printed."""
     if exponent == 0:
         return make("number", 1.0)
     if exponent < 0:
         return make("truediv", 1.0, _power(x, -exponent, make))
+    if _whole(exponent) and exponent > 2.5:
+        return make("pow", x, float(round(exponent)))
+    exponent = round(exponent, 12) if _whole(exponent) else exponent
     whole, half = divmod(exponent, 1)
     if exponent > 4 or half not in (0, 0.5):
-        if isinstance(x, Symbol) and x.op == "mul" and getattr(x.arguments[1], "op", None) == "exp":
-            scale, grown = x.arguments  # (s e^y)^e = s^e e^(e y), at the cost of one exp
-            grown = _apply("exp", (exponent * grown.arguments[0],), {})
-            return make("mul", make("pow", scale, exponent), grown)
-        return make("pow", x, exponent)
+        simpler = _of_product(x, exponent, make)
+        return make("pow", x, exponent) if simpler is None else simpler
     power = make("sqrt", x) if half else None
     for _ in range(int(whole)):
         power = x if power is None else make("mul", power, x)
     return power
+
+
+def _of_product(x: Any, exponent: float, make: Callable[..., Symbol]) -> Symbol | None:
+    """x^e of an x = s g as s^e g^e where that is simpler, as it is for g = e^y and powers; else None."""
+    match x:
+        case Symbol(op="mul", arguments=(scale, Symbol(op="exp", arguments=(y,)))):
+            return make("mul", make("pow", scale, exponent), _apply("exp", (exponent * y,), {}))
+        case Symbol(op="mul", arguments=(scale, Symbol(op="truediv" | "pow") as factor)):
+            root = _of_power(factor, exponent, make)
+            return None if root is None else make("mul", make("pow", scale, exponent), root)
+    return _of_power(x, exponent, make)
+
+
+def _of_power(x: Any, exponent: float, make: Callable[..., Symbol]) -> Symbol | None:
+    """(b^n)^e, or (1 / b^n)^e, where n e is whole; else None."""
+    match x:
+        case Symbol(op="pow", arguments=(base, float() as n)) if _whole(n * exponent):
+            if _whole(n) and round(n) % 2 == 0:
+                base = make("abs", base)
+            power: Symbol = _power(base, n * exponent, make)
+            return power
+        case Symbol(op="truediv", arguments=(float() as one, Symbol(op="pow") as below)) if one == 1:
+            root = _of_power(below, exponent, make)
+            return None if root is None else make("truediv", 1.0, root)
+    return None
+
+
+def _whole(exponent: float) -> bool:
+    """Whether x^e is a product of few factors, but for the rounding of e."""
+    return 1 <= abs(round(exponent)) <= 16 and math.isclose(exponent, round(exponent), rel_tol=1e-12)
+
+
+def _product(x: Symbol, n: int) -> Symbol:
+    """x^n by squaring."""
+    if n == 1:
+        return x
+    half = _product(x, n // 2)
+    product: Symbol = half * half * x if n % 2 else half * half
+    return product
 
 
 def trace(record: FDivergence, functions: Sequence[str], dtype: torch.dtype) -> dict[str, Symbol]:
@@ -303,6 +346,7 @@ def statements(
     `write(op, arguments)` prints one operation of one language.
     """
     names: dict[int, str] = {}
+    products: list[Symbol] = []  # kept, since names go by identity
     seen: dict[str, str] = {}
     lines: list[tuple[str, str]] = []
 
@@ -315,6 +359,9 @@ def statements(
             name = str(x.arguments[0])
         elif x.op == "number":
             name = write("number", [_number(x.arguments[0])])
+        elif x.op == "pow" and isinstance(x.arguments[1], float) and _whole(x.arguments[1]):
+            products.append(_product(x.arguments[0], round(x.arguments[1])))
+            name = visit(products[-1])
         else:
             text = write(x.op, [visit(argument) for argument in x.arguments])
             if text not in seen:
