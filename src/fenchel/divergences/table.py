@@ -152,10 +152,10 @@ def _wright_omega(x: Tensor) -> Tensor:
     log = _log(x)
     omega = torch.where(x < -1, small, torch.where(x > 3, x - log + log / x.clamp_min(1), middle))
     for _ in range(1 if x.dtype == torch.float32 else 2):
-        residual = x - omega - omega.log()
-        relative = residual / (1 + omega)
+        scale = 1 / (1 + omega)
+        relative = (x - omega - omega.log()) * scale
         t = 2 + relative * (4 / 3)
-        second = relative / (1 + omega)
+        second = relative * scale
         omega = omega * (1 + relative * (t - second) / (t - 2 * second))
     return omega
 

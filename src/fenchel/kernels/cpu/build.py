@@ -27,7 +27,7 @@ class CannotCompile(Exception):
 def library(source: str) -> ctypes.CDLL:
     """`source` as a loaded library; raises CannotCompile with the reason."""
     compiler = _compiler()
-    key = "\n".join([source, compiler, _version(compiler), _machine()])
+    key = "\n".join([source, compiler, _version(compiler), _machine(), *_FLAGS])
     path = cache.folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
     if path.exists():
         try:
