@@ -25,10 +25,16 @@ def holds(condition: Tensor) -> bool:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether `tensor` is memory that may be read and written: no subclass, no trace, no transformation."""
+    """Whether `tensor` is memory that may be read and written.
+
+    That is no subclass, no trace, no transformation, no view that is negated when it is read, and nothing
+    with a tangent of forward-mode differentiation.
+    """
     if torch.compiler.is_compiling() or type(tensor) not in (Tensor, torch.nn.Parameter):
         return False
     try:
+        if tensor.is_neg() or torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
+            return False
         return tensor.numel() == 0 or tensor.data_ptr() != 0
     except RuntimeError:
         return False

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import fenchel
 from fenchel import InputError, TopK
+from fenchel.errors import BadScores
 from fenchel.kernels import eager
 from fenchel.kernels.dispatch import OPERATIONS, implementation
 
@@ -220,6 +221,32 @@ def test_distillation_from_top_k_is_the_same_in_both(temperature: float) -> None
         torch.testing.assert_close(*found, rtol=2e-4, atol=1e-7)
 
 
+# --- measures of wide spread ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("impl", ["cpu", "eager"])
+@pytest.mark.parametrize("name", ["chi2", "alpha:1.1", "alpha:1.5", "alpha:1.7", "alpha:2", "alpha:3"])
+def test_ratios_far_from_one(name: str, impl: str) -> None:
+    """Where p / q is tiny, f'(u) - f'(0) cancels, and a support that is found by it is wrong."""
+    scores, _ = problem(8, 4096, 1.0, "unit")
+    spread = 10 ** (6 * torch.rand(4096, generator=torch.Generator().manual_seed(3)) - 3)
+    for scale, q in ((1e-6, 1e6), (1e-8, 1e8), (1.0, spread), (1e-4, spread)):
+        measure = torch.as_tensor(q).expand(4096)
+        x = scores * scale
+        exact = fenchel.f_softargmax(x.double(), name, reference=measure.double())
+        received = fenchel.f_softargmax(x, name, reference=measure, impl=impl)
+        assert (received - exact).abs().max() <= 3e-6, (scale, q)
+
+
+def test_a_support_that_turns_out_to_be_large_again() -> None:
+    """Candidates that were too few: the whole row is looked at once more, and written to its place."""
+    scores, q = torch.full((1, 100_000), -1e-8), torch.full((100_000,), 1e-3)
+    scores[0, 0], q[0], q[64] = 0.0, 3.125e7, 1.46e7
+    p = fenchel.f_softargmax(scores, "alpha:2", reference=q, impl="cpu")
+    exact = fenchel.f_softargmax(scores.double(), "alpha:2", reference=q.double())
+    torch.testing.assert_close(p.double(), exact, rtol=1e-5, atol=1e-7)
+
+
 # --- layouts and edges -------------------------------------------------------------------------
 
 
@@ -242,6 +269,66 @@ def test_views_are_read_where_they_lie(op: str) -> None:
             *(x if isinstance(x, tuple) else (x,) for x in (received, expected)), strict=True
         ):
             assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int16])
+@pytest.mark.parametrize("impl", ["auto", "eager"])
+def test_targets_of_any_integer_type(dtype: torch.dtype, impl: str) -> None:
+    scores, _ = problem(700, 100, 2.0, "unit")
+    target, hidden = torch.arange(700) % 100, torch.randn(700, 3)
+    for name in ("js", "alpha:1.5"):
+        wide, narrow = (
+            fenchel.fenchel_young_loss(scores, y, name, impl=impl) for y in (target, target.to(dtype))
+        )
+        assert torch.equal(wide, narrow)
+        weight = torch.randn(100, 3).requires_grad_()
+        wide, narrow = (
+            fenchel.linear_fenchel_young_loss(hidden, weight, y, name, impl=impl)
+            for y in (target, target.to(dtype))
+        )
+        assert torch.equal(wide, narrow)
+
+
+def test_views_that_are_negated_when_read() -> None:
+    scores, target = torch.randn(64, 2048), torch.arange(64)
+    view = torch._neg_view(scores)
+    assert fenchel.which("token_loss", view).impl == "eager"
+    expected = fenchel.fenchel_young_loss(-scores, target, "js")
+    torch.testing.assert_close(fenchel.fenchel_young_loss(view, target, "js"), expected)
+
+
+def test_forward_mode_and_maps_do_not_depend_on_the_size() -> None:
+    scores, target, tangent = torch.randn(64, 2048), torch.arange(64), torch.randn(64, 2048)
+    teacher = torch.randn(64, 2048)
+    losses: list[Callable[[Tensor], Tensor]] = [
+        lambda x: fenchel.fenchel_young_loss(x, target, "js"),
+        lambda x: fenchel.distillation_loss(x, teacher, "js"),
+        lambda x: fenchel.linear_fenchel_young_loss(x, teacher, target, "js"),
+    ]
+    for loss in losses:
+        leaf = scores.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(leaf), leaf)
+        with torch.autograd.forward_ad.dual_level():
+            made = loss(torch.autograd.forward_ad.make_dual(scores, tangent))
+            received = torch.autograd.forward_ad.unpack_dual(made).tangent
+        torch.testing.assert_close(received, (gradient * tangent).sum(), rtol=1e-4, atol=1e-5)
+    many = torch.stack([target, (target + 1) % 64])
+    mapped = torch.func.vmap(lambda y: fenchel.fenchel_young_loss(scores, y, "js"))(many)
+    torch.testing.assert_close(mapped[1], fenchel.fenchel_young_loss(scores, many[1], "js"))
+    mapped = torch.func.vmap(lambda y: fenchel.linear_fenchel_young_loss(scores, teacher, y, "js"))(many)
+    torch.testing.assert_close(mapped[1], fenchel.linear_fenchel_young_loss(scores, teacher, many[1], "js"))
+
+
+def test_a_teacher_whose_parts_do_not_fit() -> None:
+    student = torch.randn(200, 2000)
+    good = TopK.of(torch.randn(200, 2000).log_softmax(-1), 64)
+    for bad in (good._replace(log_tail=torch.tensor(-1.0)), good._replace(log_probs=good.log_probs[:1])):
+        for impl in ("auto", "eager"):
+            with pytest.raises(InputError, match=r"log_probs \(..., k\) and log_tail"):
+                fenchel.distillation_loss(student, bad, "js", impl=impl)
+    for name in ("mask", "weight"):
+        with pytest.raises(InputError, match=rf"{name} must have the shape of the rows \(200,\)"):
+            fenchel.distillation_loss(student, good, "js", **{name: torch.ones(1)})  # type: ignore[arg-type]
 
 
 def test_gradients_are_written_into_views() -> None:
@@ -288,6 +375,12 @@ def test_rows_that_cannot_be_normalised_are_named(bad: float, position: int) -> 
             fenchel.distillation_loss(logits, teacher, name, impl="cpu")
         with pytest.raises(InputError, match=r"teacher logits .*row \(3,\)"):
             fenchel.distillation_loss(teacher, logits, name, impl="cpu")
+    masked, record = teacher.clone(), fenchel.divergence("js")
+    masked[0, 5] = -torch.inf  # allowed, but not what the kernel itself takes
+    for pair in ((logits, masked), (masked, logits)):
+        with pytest.raises(BadScores) as caught:
+            implementation("distillation", record, *pair, impl="cpu")(*pair, record)
+        assert caught.value.row == 3
 
 
 def test_a_row_does_not_depend_on_others_or_on_threads() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -114,6 +115,22 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path) -> None:
     broken.chmod(0o755)
     printed = run(ASK, tmp_path, CXX=str(broken))
     assert "eager" in printed and "fatal error: no standard library" in printed and "True" in printed
+
+
+def test_a_compiler_that_fails_is_asked_once(tmp_path: Path) -> None:
+    calls, broken = tmp_path / "calls", tmp_path / "broken"
+    broken.write_text(f"#!/bin/sh\necho $@ >> {calls}\nexit 1\n")
+    broken.chmod(0o755)
+    run(ASK, tmp_path, CXX=str(broken))
+    once = calls.read_text().count("-o")
+    calls.unlink()
+    run(ASK + "for _ in range(5): fenchel.f_softargmax(x, 'js')", tmp_path, CXX=str(broken))
+    assert calls.read_text().count("-o") == once
+
+
+def test_cxx_may_have_arguments(tmp_path: Path) -> None:
+    printed = run(ASK, tmp_path, CXX=f"env LC_ALL=C {shutil.which('g++') or 'c++'} -O1")
+    assert printed.startswith("cpu") and "True" in printed
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -183,6 +183,45 @@ def test_autocast_multiplies_in_its_type() -> None:
     torch.testing.assert_close(losses, expected)
 
 
+@pytest.mark.parametrize("chunk", [4, 100])
+def test_a_backward_pass_within_autocast_keeps_its_digits(chunk: int) -> None:
+    hidden, weight, _ = leaves(torch.float32)
+    found = []
+    for within in (True, False):
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = head_losses(hidden, weight, None, Tokens(targets(), fenchel.divergence("js")), chunk)
+        total = (losses * torch.arange(ROWS)).sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=within):
+            found.append(torch.autograd.grad(total, (hidden, weight)))
+    for mine, theirs in zip(*found, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_nothing_is_differentiated_where_gradients_are_off() -> None:
+    hidden, weight, bias = leaves()
+
+    class Losses(Differentiated):
+        def dense(self, logits: Tensor, rows: slice, gradient: bool) -> Tensor:
+            assert not gradient
+            return super().dense(logits, rows, gradient)
+
+    criterion = Losses(lambda logits, rows: logits.sum(-1))
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            head_losses(hidden, weight, bias, criterion, 4)
+
+
+def test_a_measure_keeps_the_digits_of_a_float64_head() -> None:
+    hidden, weight, _ = (x.detach() for x in leaves())
+    target, q = targets().clamp_min(0), torch.rand(CLASSES, dtype=torch.float64) + 0.1
+    for reference in (0.1, q):
+        pair = [
+            linear_fenchel_young_loss(hidden, weight, target, "js", reference=reference, impl=impl)
+            for impl in ("auto", "eager")
+        ]
+        torch.testing.assert_close(*pair, rtol=1e-14, atol=0)
+
+
 def test_reference_measures_of_a_head() -> None:
     hidden, weight, bias = leaves()
     q, target = torch.rand(CLASSES, dtype=torch.float64) + 0.1, targets()

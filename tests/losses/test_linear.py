@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from catalogue import SPARSE
@@ -118,7 +120,26 @@ def test_bad_input() -> None:
         linear_distillation_loss(h, w, h, normal(8, 4))
     with pytest.raises(InputError, match="bias of weight must be"):
         linear_fenchel_young_loss(h, w, torch.zeros(3, dtype=torch.long), bias=normal(8))
-    with pytest.raises(InputError, match="does not fit"):
-        linear_fenchel_young_loss(h, w, torch.zeros(2, dtype=torch.long))
+    y = torch.zeros(3, dtype=torch.long)
+    for target in (y[:2], y[:, None], torch.rand(3, 8)):
+        with pytest.raises(
+            InputError, match=r"target must be class indices \(3,\) or probabilities \(3, 9\)"
+        ):
+            linear_fenchel_young_loss(h, w, target)
+    with pytest.raises(InputError, match="target 9 is not a class"):
+        linear_fenchel_young_loss(h, w, y + 9)
+    for temperature in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(InputError, match="temperature must be positive"):
+            linear_fenchel_young_loss(h, w, y, temperature=temperature)
+        with pytest.raises(InputError, match="temperature must be positive"):
+            linear_distillation_loss(h, w, h, w, temperature=temperature)
+    with pytest.raises(InputError, match=r"label_smoothing must be in \[0, 1\)"):
+        linear_fenchel_young_loss(h, w, y, label_smoothing=1.5)
+    with pytest.raises(InputError, match=r"mask must have the shape of the rows \(3,\), received \(1,\)"):
+        linear_distillation_loss(h, w, h, w, mask=torch.ones(1, dtype=torch.bool))
+    with pytest.raises(InputError, match="impl='nonsense' cannot run"):
+        linear_distillation_loss(h, w, h.clone().requires_grad_(), w, impl="nonsense")
+    with pytest.raises(InputError, match=r"\(0, 4\)"):
+        linear_fenchel_young_loss(h, w[:0], y)
     with pytest.raises(InputError, match="chunk must be at least 1"):
         in_chunks(lambda x: x.sum(-1), Scores(h, w), chunk=0)

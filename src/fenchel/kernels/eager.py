@@ -326,7 +326,7 @@ def _root(gap: Tensor, q: Optional, record: FDivergence, total: Total, with_valu
         bisect = i % 2 == 1 and i > chances
         moved = middle if bisect else torch.where(inside, moved, middle)
         settled = (moved - ratio).abs() <= tolerance * ratio
-        if kappa > 1:  # a short step may only mean a steep kink
+        if kappa > 0:  # a short step may only mean a kink
             settled = settled & (log_mass.abs() <= tolerance)
         ratio = moved
         if early_exit and bool(settled.all()):

@@ -13,7 +13,7 @@ from fenchel.divergences import FDivergence
 from fenchel.divergences import divergence as find
 from fenchel.errors import BadScores, InputError
 from fenchel.kernels.dispatch import implementation, which
-from fenchel.losses.reduce import reduce
+from fenchel.losses.reduce import check_rows, reduce
 from fenchel.losses.truncated import TopK, bucketed, check_fits
 from fenchel.operators._inputs import check_axis, check_logits, class_last, scale_by
 
@@ -83,6 +83,9 @@ def distillation_loss(
             f"student and teacher logits must have the same shape, received {tuple(student.shape)} and "
             f"{tuple(teacher.shape)}; vocabularies that differ by padding must be aligned by you"
         )
+    rows = class_last(student, dim).shape[:-1]
+    check_rows(mask, rows, "mask")
+    check_rows(weight, rows, "weight")
     found = _by_kernel(student, teacher, record, temperature, dim, impl)
     losses, scale = found or _in_steps(student, teacher, record, temperature, dim)
     losses = losses * scale**2 if squared_temperature else losses

@@ -104,7 +104,8 @@ def fenchel_young_loss(
         temperature: T > 0, a number or a tensor with size 1 along `dim`.
         return_probs: also return f-softargmax(θ), which costs nothing more.
         impl: which implementation runs, see `fenchel.which`: its operation is "token_loss" for hard labels,
-            "softargmax" for everything else.
+            and "softargmax" for soft ones, for probabilities, a learned measure, and smoothing together with
+            weights or a measure.
 
     Returns:
         The loss in nats, in the dtype of logits: a scalar, or the shape of logits without `dim` for
@@ -130,9 +131,9 @@ def fenchel_young_loss(
     """
     record = find(divergence)
     check_axis(logits, dim)
-    if not 0 <= label_smoothing < 1:
-        raise InputError(f"label_smoothing must be in [0, 1), received {label_smoothing}")
+    check_smoothing(label_smoothing)
     hard = _is_hard(logits, target, dim, ignore_index)
+    target = target.long() if hard else target
     scores, _ = scale_by(class_last(logits, dim), temperature, logits, dim)
     q = prepare_reference(reference, logits, dim, scores)
     weight = _class_weight(weight, logits, dim, scores)
@@ -146,7 +147,7 @@ def fenchel_young_loss(
             and not return_probs
             and (q is None or not (q.requires_grad or label_smoothing))
             and (weight is None or not label_smoothing)
-            and _is_compiled(scores, q, record, impl)
+            and _is_compiled(scores, q, target, record, impl)
         ):
             index = torch.where(mask, target, -1)
             losses = _TokenLoss.apply(scores, index, q, record, label_smoothing, impl)  # type: ignore[no-untyped-call]
@@ -166,10 +167,10 @@ def fenchel_young_loss(
     return loss, p.movedim(-1, dim).to(logits.dtype)
 
 
-def _is_compiled(scores: Tensor, q: Tensor | None, record: FDivergence, impl: str) -> bool:
+def _is_compiled(scores: Tensor, q: Tensor | None, target: Tensor, record: FDivergence, impl: str) -> bool:
     if torch.compiler.is_compiling():
         return False
-    return which("token_loss", scores, q, divergence=record, impl=impl).impl != "eager"
+    return which("token_loss", scores, q, target, divergence=record, impl=impl).impl != "eager"
 
 
 class _TokenLoss(torch.autograd.Function):
@@ -290,6 +291,18 @@ def _is_hard(logits: Tensor, target: Tensor, dim: int, ignore_index: int) -> boo
         )
     check_indices(target, classes, ignore_index)
     return True
+
+
+def check_smoothing(label_smoothing: float) -> None:
+    """Raise InputError unless it is a share."""
+    if not 0 <= label_smoothing < 1:
+        raise InputError(f"label_smoothing must be in [0, 1), received {label_smoothing}")
+
+
+def class_indices(target: Tensor, classes: int, ignore_index: int) -> Tensor:
+    """The classes in int64, -1 for rows to be ignored; raises InputError where target holds anything else."""
+    check_indices(target, classes, ignore_index)
+    return torch.where(target != ignore_index, target.long(), -1)
 
 
 def check_indices(target: Tensor, classes: int, ignore_index: int) -> None:

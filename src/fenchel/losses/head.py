@@ -143,7 +143,7 @@ class Differentiated:
             leaf = logits.detach().requires_grad_()
             losses = self.loss(leaf, rows)
             found = (
-                torch.autograd.grad(losses.sum(), leaf)[0] if losses.requires_grad else 0.0 * leaf.detach()
+                torch.autograd.grad(losses.sum(), leaf)[0] if losses.requires_grad else torch.zeros_like(leaf)
             )
         logits.copy_(found)
         return losses.detach()
@@ -169,6 +169,9 @@ def head_losses(
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
+    if not torch.is_grad_enabled():  # a parameter asks for its gradient all the same
+        hidden = hidden.detach()
+        weight, bias = (None if x is None else x.detach() for x in (weight, bias))
     losses: Tensor = _Head.apply(hidden, weight, bias, criterion, chunk)  # type: ignore[no-untyped-call]
     return losses
 
@@ -185,10 +188,10 @@ class _Head(torch.autograd.Function):
     ) -> Tensor:
         wanted = ctx.needs_input_grad[:3]
         ctx.criterion, ctx.chunk = criterion, chunk
-        ctx.save_for_backward(hidden, weight, bias)
         gradients = _Gradients(hidden, weight, bias, wanted)
-        losses, ctx.supports = [], []
-        ctx.dense = []
+        losses: list[Tensor] = []
+        supports: list[Support] = []
+        ctx.sparse, ctx.dense = [], []
         with torch.autocast(hidden.device.type, enabled=False):
             logits = _Logits(hidden, weight, bias, chunk)
             for start in range(0, len(hidden), chunk):
@@ -202,40 +205,52 @@ class _Head(torch.autograd.Function):
                     raise BadScores(start + error.row, (len(hidden), scores.shape[-1])) from None
                 if found is not None:
                     losses.append(found[0])
-                    ctx.supports.append((rows, found[1]))
+                    supports.append(found[1])
+                    ctx.sparse.append(rows)
                 elif any(wanted):
                     gradients.add(rows, scores)
                     ctx.dense.append(rows)
         ctx.gradients = gradients
+        ctx.save_for_backward(hidden, weight, bias, *(part for support in supports for part in support))
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradient is to be differentiated again
-            return (
-                *_differentiably(hidden, weight, bias, ctx.criterion, ctx.needs_input_grad, grad),
-                None,
-                None,
-            )
-        gradients, ctx.gradients = ctx.gradients, None
-        if ctx.dense:
-            factor = _common(grad)
-            if factor is not None and gradients is not None:
-                gradients.scale(factor)
-            else:  # rows of unequal weight, or a second backward pass through the same graph
-                gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad[:3])
-                logits = _Logits(hidden, weight, bias, ctx.chunk)
-                for rows in ctx.dense:
-                    scores = logits(rows)
-                    ctx.criterion.dense(scores, rows, True)
-                    scores *= grad[rows].unsqueeze(-1)
-                    gradients.add(rows, scores)
-        elif gradients is None:
+        hidden, weight, bias, *parts = ctx.saved_tensors
+        with torch.autocast(hidden.device.type, enabled=False):
+            if torch.is_grad_enabled():  # the gradient is to be differentiated again
+                wanted = ctx.needs_input_grad
+                return (*_differentiably(hidden, weight, bias, ctx.criterion, wanted, grad), None, None)
+            supports = [Support(*parts[i : i + 3]) for i in range(0, len(parts), 3)]
+            return (*_gradients_of(ctx, hidden, weight, bias, supports, grad), None, None)
+
+
+def _gradients_of(
+    ctx: Any,
+    hidden: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    supports: Sequence[Support],
+    grad: Tensor,
+) -> tuple[Tensor | None, ...]:
+    gradients: _Gradients | None = ctx.gradients
+    ctx.gradients = None
+    if ctx.dense:
+        factor = _common(grad)
+        if factor is not None and gradients is not None:
+            gradients.scale(factor)
+        else:  # rows of unequal weight, or a second backward pass through the same graph
             gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad[:3])
-        gradients.add_supports(ctx.supports, grad)
-        return (*gradients.results(), None, None)
+            logits = _Logits(hidden, weight, bias, ctx.chunk)
+            for rows in ctx.dense:
+                scores = logits(rows)
+                ctx.criterion.dense(scores, rows, True)
+                scores *= grad[rows].unsqueeze(-1)
+                gradients.add(rows, scores)
+    gradients = gradients or _Gradients(hidden, weight, bias, ctx.needs_input_grad[:3])
+    gradients.add_supports(list(zip(ctx.sparse, supports, strict=True)), grad)
+    return gradients.results()
 
 
 def _differentiably(

@@ -14,10 +14,10 @@ from fenchel.divergences import FDivergence
 from fenchel.divergences import divergence as find
 from fenchel.errors import InputError
 from fenchel.losses.distillation import distillation_loss
-from fenchel.losses.fenchel_young import check_indices, fenchel_young_loss
+from fenchel.losses.fenchel_young import check_smoothing, class_indices, fenchel_young_loss
 from fenchel.losses.head import Criterion, Differentiated, Distilled, Tokens, head_losses
-from fenchel.losses.reduce import reduce
-from fenchel.operators._inputs import prepare_reference
+from fenchel.losses.reduce import check_rows, reduce
+from fenchel.operators._inputs import check_temperature, prepare_reference
 
 
 def chunk_rows(vocabulary: int, device: torch.device) -> int:
@@ -114,9 +114,9 @@ def in_chunks(loss: Callable[..., Tensor], scores: Rows, *arguments: Any, chunk:
     return torch.cat(pieces)
 
 
-def may_fuse(scores: Rows) -> bool:
+def may_fuse(scores: Rows, *others: Tensor | None) -> bool:
     """Whether `losses_of` can take these rows: a head on plain tensors, neither traced nor transformed."""
-    return isinstance(scores, Scores) and all(x is None or is_plain(x) for x in scores)
+    return isinstance(scores, Scores) and all(x is None or is_plain(x) for x in (*scores, *others))
 
 
 def losses_of(scores: Scores, criterion: Criterion, chunk: int | None = None) -> Tensor:
@@ -167,7 +167,8 @@ def linear_fenchel_young_loss(
         divergence: a name or an `FDivergence`.
         bias: of the head, (V,).
         reference: the measure q > 0: a number or (V,).
-        ignore_index, label_smoothing, temperature: as in `fenchel_young_loss`.
+        ignore_index, label_smoothing: as in `fenchel_young_loss`.
+        temperature: T > 0, a number.
         reduction: "mean" (over targets that count), "sum" or "none". Where the rows' losses then have
             gradients that differ, as "none" allows, logits are computed a second time in the backward pass.
         chunk: rows whose logits are held at a time; by default 2^23 / V on a CPU.
@@ -191,10 +192,16 @@ def linear_fenchel_young_loss(
         (losses without the logits).
     """
     scores, shape = _flat(hidden, weight, bias, "hidden", "weight")
-    if target.shape[: len(shape)] != shape:
-        raise InputError(f"target {tuple(target.shape)} does not fit hidden {tuple(hidden.shape)}")
-    flat = target.reshape(-1, *target.shape[len(shape) :])
+    check_temperature(temperature)
+    check_smoothing(label_smoothing)
     soft = target.is_floating_point()
+    expected = (*shape, scores.vocabulary) if soft else shape
+    if target.shape != expected:
+        raise InputError(
+            f"target must be class indices {tuple(shape)} or probabilities {(*shape, scores.vocabulary)} for "
+            f"hidden {tuple(hidden.shape)}, received {target.dtype} of shape {tuple(target.shape)}"
+        )
+    flat = target.reshape(-1, *target.shape[len(shape) :])
     measure = isinstance(reference, Tensor) and reference.requires_grad
 
     def loss(logits: Tensor, part: Tensor) -> Tensor:
@@ -210,23 +217,24 @@ def linear_fenchel_young_loss(
             impl=impl,
         )
 
-    if impl == "eager" or soft or measure or not may_fuse(scores):
+    others = (flat, reference if isinstance(reference, Tensor) else None)
+    if impl == "eager" or soft or measure or not may_fuse(scores, *others):
         losses = in_chunks(loss, scores, flat, chunk=chunk).view(shape)
         mask = None if soft else target != ignore_index
         return reduce(losses, reduction=reduction, mask=mask)
-    check_indices(flat, scores.vocabulary, ignore_index)
-    counts = flat != ignore_index
+    counted = class_indices(flat, scores.vocabulary, ignore_index)
     q = None
     if isinstance(reference, Tensor) or reference != 1:
-        q = prepare_reference(reference, weight[:, 0], -1, weight[:, 0].float())
+        like = weight[:, 0].to(torch.promote_types(weight.dtype, torch.float32))
+        q = prepare_reference(reference, like, -1, like)
     if label_smoothing and q is not None:
         criterion: Criterion = Differentiated(lambda logits, rows: loss(logits, flat[rows]))
         scaled = scores
     else:
-        criterion = Tokens(torch.where(counts, flat, -1), find(divergence), q, label_smoothing, impl)
+        criterion = Tokens(counted, find(divergence), q, label_smoothing, impl)
         scaled = scores.over(temperature)
     losses = losses_of(scaled, criterion, chunk).view(shape)
-    return reduce(losses, reduction=reduction, count=counts.sum())
+    return reduce(losses, reduction=reduction, count=(counted >= 0).sum())
 
 
 def linear_distillation_loss(
@@ -289,8 +297,10 @@ def linear_distillation_loss(
             f"student and teacher must agree on rows and classes, received {tuple(shape)} rows of "
             f"{student.vocabulary} classes and {tuple(rows)} rows of {teacher.vocabulary}"
         )
+    check_temperature(temperature)
+    check_rows(mask, shape, "mask")
     taught = any(x is not None and x.requires_grad for x in teacher)
-    if impl == "eager" or taught or not may_fuse(student):
+    if impl == "eager" or taught or not may_fuse(student, *teacher, mask):
 
         def loss(student: Tensor, teacher: Tensor) -> Tensor:
             return distillation_loss(
@@ -300,6 +310,7 @@ def linear_distillation_loss(
                 temperature=temperature,
                 squared_temperature=squared_temperature,
                 reduction="none",
+                impl=impl,
             )
 
         losses = in_chunks(loss, student, teacher, chunk=chunk).view(shape)
@@ -317,7 +328,7 @@ def _flat(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_name: str, weight_name: str
 ) -> tuple[Scores, torch.Size]:
     """The head on rows, and the shape of the rows."""
-    if weight.dim() != 2 or hidden.dim() == 0 or hidden.shape[-1] != weight.shape[1]:
+    if weight.dim() != 2 or hidden.dim() == 0 or hidden.shape[-1] != weight.shape[1] or 0 in weight.shape:
         raise InputError(
             f"{hidden_name} must be (..., d) and {weight_name} (V, d), received {tuple(hidden.shape)} and "
             f"{tuple(weight.shape)}"

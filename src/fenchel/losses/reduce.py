@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from fenchel.errors import InputError
 
 REDUCTIONS = ("none", "sum", "mean")
+
+
+def check_rows(x: Tensor | None, rows: Sequence[int], name: str) -> None:
+    """Raise InputError unless x, if there is one, has a number for each row: broadcasting would miscount."""
+    if x is not None and tuple(x.shape) != tuple(rows):
+        raise InputError(f"{name} must have the shape of the rows {tuple(rows)}, received {tuple(x.shape)}")
 
 
 def reduce(

@@ -69,6 +69,12 @@ def bucketed(log_probs: Tensor, teacher: TopK) -> tuple[Tensor, Tensor]:
 
 def check_fits(student: Tensor, teacher: TopK) -> None:
     """Raise InputError unless `teacher` has a row for each row of the student's logits, (..., V)."""
+    indices, log_probs, log_tail = (part.shape for part in teacher)
+    if log_probs != indices or log_tail != indices[:-1]:
+        raise InputError(
+            "a TopK has indices (..., k), log_probs (..., k) and log_tail (...), received "
+            f"{tuple(indices)}, {tuple(log_probs)} and {tuple(log_tail)}"
+        )
     if teacher.indices.shape[:-1] != student.shape[:-1]:
         raise InputError(
             f"the teacher's top-k has rows {tuple(teacher.indices.shape[:-1])}, the student's logits "

@@ -37,13 +37,18 @@ def class_last(x: Tensor, dim: int) -> Tensor:
     return x.movedim(dim, -1).to(torch.promote_types(x.dtype, torch.float32))
 
 
+def check_temperature(temperature: float) -> None:
+    """Raise InputError unless scores can be divided by it."""
+    if not 0 < temperature < float("inf"):
+        raise InputError(f"temperature must be positive and finite, received {temperature}")
+
+
 def scale_by(
     scores: Tensor, temperature: float | Tensor, logits: Tensor, dim: int
 ) -> tuple[Tensor, Tensor | float]:
     """scores / T (classes last) and T, broadcastable to the scores' shape without the classes."""
     if not isinstance(temperature, Tensor):
-        if not 0 < temperature < float("inf"):
-            raise InputError(f"temperature must be positive and finite, received {temperature}")
+        check_temperature(temperature)
         return (scores, 1.0) if temperature == 1 else (scores / temperature, temperature)
     if not holds(temperature > 0):
         raise InputError(f"temperature must be positive, received {float(temperature.min())}")

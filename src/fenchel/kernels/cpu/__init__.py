@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from fenchel.divergences import FDivergence
 from fenchel.divergences.solution import with_constant
 from fenchel.errors import BadScores
 from fenchel.kernels import eager
+from fenchel.kernels.cache import once
 from fenchel.kernels.cpu import source
 from fenchel.kernels.cpu.build import CannotCompile, library
 from fenchel.kernels.expression import NotTraceable
@@ -57,7 +57,7 @@ def refusal(op: str, record: FDivergence, tensors: Sequence[Tensor], *, auto: bo
     return None
 
 
-@cache
+@once
 def _source(record: FDivergence, distillation: bool) -> str:
     return source.distillation(record) if distillation else source.solver(record)
 
@@ -113,7 +113,7 @@ def token_loss(
     flat, measure = as_rows(scores), None if q is None else as_rows(q)
     losses = scores.new_empty(len(scores))
     status = torch.empty(len(scores), dtype=torch.int32)
-    target = target.contiguous()
+    target = target.long().contiguous()
     written = writable(out)
     stride = 0 if written is None else written.stride(0)
     _library(record).token_loss(
@@ -139,7 +139,7 @@ def token_support(
     losses = flat.new_empty(n)
     index, gradient = torch.empty(n, capacity, dtype=torch.int32), flat.new_empty(n, capacity)
     count, status = torch.empty(n, dtype=torch.int32), torch.empty(n, dtype=torch.int32)
-    target = target.contiguous()
+    target = target.long().contiguous()
     run = _library(record)
     run.token_support(
         _batch(flat, measure),
@@ -215,7 +215,10 @@ def _distil(
         odd = status.nonzero().squeeze(-1)
         part = None if written is None else torch.empty_like(x[odd])
         run = getattr(eager, op)
-        losses[odd] = run(x[odd], *(each[odd] for each in teacher), record, temperature, part)
+        try:
+            losses[odd] = run(x[odd], *(each[odd] for each in teacher), record, temperature, part)
+        except BadScores as error:
+            raise BadScores(int(odd[error.row]), student.shape) from None
         if written is not None and part is not None:
             written[odd] = part
     copy_back(written, out)

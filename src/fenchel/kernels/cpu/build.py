@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -23,11 +24,11 @@ class CannotCompile(Exception):
     """Why there is no compiled kernel: no compiler, or what it said."""
 
 
-@memoize
+@cache.once
 def library(source: str) -> ctypes.CDLL:
     """`source` as a loaded library; raises CannotCompile with the reason."""
     compiler = _compiler()
-    key = "\n".join([source, compiler, _version(compiler), _machine(), *_FLAGS])
+    key = "\n".join([source, *compiler, _version(compiler), _machine(), repr((_FLAGS, _OPTIONAL))])
     path = cache.folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
     if path.exists():
         try:
@@ -41,12 +42,13 @@ def library(source: str) -> ctypes.CDLL:
         raise CannotCompile(f"{path} cannot be loaded: {error}") from None
 
 
-def _compiler() -> str:
-    wanted = os.environ.get("CXX")
-    for name in (wanted,) if wanted else ("g++", "clang++", "c++"):
+def _compiler() -> tuple[str, ...]:
+    wanted = os.environ.get("CXX")  # a command, which may have arguments
+    for command in [wanted] if wanted else ["g++", "clang++", "c++"]:
+        name, *arguments = shlex.split(command) or [command]
         found = shutil.which(name)
         if found:
-            return found
+            return (found, *arguments)
     raise CannotCompile(
         f"CXX names {wanted!r}, which is not there"
         if wanted
@@ -55,8 +57,8 @@ def _compiler() -> str:
 
 
 @memoize
-def _version(compiler: str) -> str:
-    run = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+def _version(compiler: tuple[str, ...]) -> str:
+    run = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False)
     return run.stdout.partition("\n")[0]
 
 
@@ -70,7 +72,7 @@ def _machine() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
-def _compile(compiler: str, source: str, path: Path) -> None:
+def _compile(compiler: tuple[str, ...], source: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -78,7 +80,7 @@ def _compile(compiler: str, source: str, path: Path) -> None:
             file.write_text(source, encoding="utf-8")
             said = ""
             for optional in _OPTIONAL:
-                command = [compiler, *_FLAGS, *optional, str(file), "-o", str(built)]
+                command = [*compiler, *_FLAGS, *optional, str(file), "-o", str(built)]
                 run = subprocess.run(command, capture_output=True, text=True, check=False)
                 if run.returncode == 0:
                     # Whole or not at all: other processes may be compiling the same.
@@ -88,4 +90,4 @@ def _compile(compiler: str, source: str, path: Path) -> None:
     except OSError as error:
         raise CannotCompile(f"the cache {path.parent} cannot be written: {error}") from None
     first = next((line for line in said.splitlines() if "error" in line), said.partition("\n")[0])
-    raise CannotCompile(f"{compiler} failed: {first}")
+    raise CannotCompile(f"{shlex.join(compiler)} failed: {first}")

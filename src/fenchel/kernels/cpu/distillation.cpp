@@ -1,8 +1,6 @@
 // D_f(p_T, p_S) of rows of logits, or of k + 1 buckets, and its gradient in the student's. The generated head
 // defines perspective(log p, log q) = q f(p/q) and its derivative in log q.
 
-constexpr int64_t SPAN = 1024;
-
 struct Softmax {
   real top, log_mass, scale;
   bool plain;  // all logits are finite

@@ -1,7 +1,7 @@
-// The kernels of one record. The generated head defines real, KAPPA, SPARSE, CLOSED (the root is 1 / Σ at
-// U = 1), KEEP (the elasticity costs more than memory), DERIVATIVE_AT_ZERO and the functions of the record:
-// derivative, elasticity, bend, conjugate_of_ratio, and Shift, whose parts that depend on U alone are computed
-// once a row.
+// The kernels of one record. The generated head defines real, KAPPA, SPARSE, POWER (f'' is a power), CLOSED (the
+// root is 1 / Σ at U = 1), KEEP (the elasticity costs more than memory), DERIVATIVE_AT_ZERO and the functions of
+// the record: derivative, elasticity, bend, conjugate_of_ratio, and Shift, whose parts that depend on U alone
+// are computed once a row.
 //
 // A row is read from memory once; what follows finds it in the cache. The unknown is U = p / q of the top
 // class, found by Newton's method in the coordinate (U^κ - 1) / κ as in kernels/eager.py. What makes it cheap:
@@ -11,7 +11,6 @@
 //     16th of the rest. Two evaluations of the whole row then are enough.
 
 constexpr int64_t BLOCK = 64;     // classes that share a maximum
-constexpr int64_t SPAN = 1024;    // classes that are summed in single precision
 constexpr int64_t SAMPLE = 8192;  // rows at least so long are sampled
 constexpr int64_t HEAD_BLOCKS = 32, STRIDE = 16;
 // |1 - Σp| from which one step of third order on p itself is exact in float32. Not so where the support may
@@ -209,12 +208,18 @@ static double root_of_maxima(const Row& row, Scratch& scratch, Newton newton) {
   return newton.high;
 }
 
+// f'(u) - f'(0): at U = u the support has the classes whose gap is less. Candidates too many do no harm, so
+// there is a margin, and where it is a difference one for what that cancels.
+static double reach(double ratio) {
+  if (POWER) return (1 + 1e-5) / (KAPPA * (double)elasticity((real)ratio));
+  const double slope = derivative((real)ratio), size = std::fabs(slope) + std::fabs(DERIVATIVE_AT_ZERO);
+  return (slope - DERIVATIVE_AT_ZERO) * (1 + 1e-5) + 8 * std::numeric_limits<real>::epsilon() * size;
+}
+
 // Copies the classes above the bound that `ratio` (at or above the root) sets, if they are few.
 template <bool Q>
 static bool gather_candidates(const Row& row, Scratch& scratch, double ratio, Row& candidates) {
-  // A margin for the rounding of the bound itself; candidates too many do no harm.
-  const double reach = (double)derivative((real)ratio) - DERIVATIVE_AT_ZERO;
-  const float bound = row.top - (float)(reach * (1 + 1e-5));
+  const float bound = row.top - (float)reach(ratio);
   const int64_t blocks = scratch.maxima.size();
   int64_t hits = 0;
   for (int64_t b = 0; b < blocks; ++b) hits += scratch.maxima[b] >= bound;
@@ -281,12 +286,10 @@ static Root find_root(const Row& row, Scratch& scratch, float* p) {
   }
   if (!compact && row.n >= SAMPLE) start_from_sample<Q>(row, scratch, newton);
   for (;;) {
-    if (compact) {
-      scratch.p.resize(looked.n);
-      p = scratch.p.data();
-    }
+    if (compact) scratch.p.resize(looked.n);
     if (KEEP) scratch.w.resize(looked.n);
-    const Sums sums = evaluate<Q, true>(looked, (real)newton.ratio, p, scratch.w.data());
+    float* const found = compact ? scratch.p.data() : p;
+    const Sums sums = evaluate<Q, true>(looked, (real)newton.ratio, found, scratch.w.data());
     const double change = (1 - sums.mass) / sums.weight;
     const bool near = std::fabs(1 - sums.mass) <= (compact ? SETTLED_COMPACT : SETTLED) &&
                       std::fabs(change) * (double)elasticity((real)newton.ratio) <= FAR;

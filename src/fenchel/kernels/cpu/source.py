@@ -23,6 +23,7 @@ def solver(record: FDivergence) -> str:
     constants = {
         "double KAPPA": repr(float(record.kappa)),
         "bool SPARSE": _truth(record.is_sparse),
+        "bool POWER": _truth(record.is_power),
         "bool KEEP": _truth(not double and _costs(traced["elasticity"])),  # w in float32 might be inf
         "bool CLOSED": _truth(record.is_power and record.kappa == 0),
         "double DERIVATIVE_AT_ZERO": repr(record.derivative_at_zero) if record.is_sparse else "0.0",
@@ -123,7 +124,7 @@ _NUMBER = re.compile(r"real\((.+)\)")
 def _write(op: str, arguments: list[str]) -> str:
     sign = infix(op)
     divisor = _NUMBER.fullmatch(arguments[1]) if sign == "/" else None
-    if divisor:
+    if divisor and 1e-30 < abs(float(divisor[1])) < 1e30:
         return f"({arguments[0]} * real({1 / float(divisor[1])!r}))"
     if sign:
         return f"({arguments[0]} {sign} {arguments[1]})"

@@ -25,6 +25,7 @@ constexpr int BYTES = 16;
 constexpr int UNROLL = 4;
 constexpr int WIDTH = BYTES / sizeof(real);
 constexpr int LANES = WIDTH * UNROLL;
+constexpr int64_t SPAN = 1024;  // classes that are summed in single precision
 constexpr real INF = std::numeric_limits<real>::infinity();
 typedef float floats __attribute__((vector_size(BYTES)));
 typedef double doubles __attribute__((vector_size(BYTES)));

@@ -16,6 +16,7 @@ from torch import Tensor
 from fenchel.checks import is_plain
 from fenchel.divergences import FDivergence
 from fenchel.divergences.solution import with_constant
+from fenchel.kernels.cache import once
 from fenchel.kernels.expression import NotTraceable
 from fenchel.kernels.rows import as_rows, copy_back, writable
 from fenchel.kernels.triton import source
@@ -53,7 +54,7 @@ def _is_installed() -> bool:
     return find_spec("triton") is not None
 
 
-@cache
+@once
 def _source(record: FDivergence, distillation: bool) -> str:
     return source.distillation(record) if distillation else source.solver(record)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from functools import cache as memoize
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +16,7 @@ class CannotWrite(Exception):
     """Why there is no file for a generated module."""
 
 
-@memoize
+@cache.once
 def module(source: str) -> ModuleType:
     """`source` as a module, from a file in the cache; raises CannotWrite."""
     name = f"fenchel_kernels_{hashlib.sha256(source.encode()).hexdigest()[:32]}"

@@ -79,8 +79,7 @@ class Distillation:
         if self.vocabulary is not None:
             student = student.classes(self.vocabulary)
             teacher = teacher.classes(self.vocabulary) if teacher is not None else None
-        chunk = len(targets) if self.matching.coupled else self.config.loss_chunk
-        chunk = None if chunk is None else max(1, chunk)
+        chunk = max(1, len(targets)) if self.matching.coupled else self.config.loss_chunk
         if self.matching.coupled or not isinstance(student, Scores) or not may_fuse(student):
             return in_chunks(self.losses, student, teacher, targets, own, chunk=chunk)
         return losses_of(student, self._criterion(student, teacher, targets, own), chunk)

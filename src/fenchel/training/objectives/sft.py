@@ -9,10 +9,12 @@ from torch import Tensor
 
 from fenchel.divergences import divergence
 from fenchel.losses import fenchel_young_loss
+from fenchel.losses.fenchel_young import class_indices
 from fenchel.losses.head import Tokens
 from fenchel.losses.linear import in_chunks, losses_of, may_fuse
 from fenchel.training.configs import SFTConfig
 from fenchel.training.objectives.predictions import (
+    IGNORE_INDEX,
     scores_at,
     targets_of,
     tell_if_infinite,
@@ -36,7 +38,8 @@ class SupervisedFineTuning:
             return in_chunks(self.losses, scores, targets)
         record = divergence(self.config.divergence)
         tell_implementation("token_loss", record, scores)
-        criterion = Tokens(targets, record, label_smoothing=self.config.label_smoothing)
+        counted = class_indices(targets, scores.vocabulary, IGNORE_INDEX)
+        criterion = Tokens(counted, record, label_smoothing=self.config.label_smoothing)
         return losses_of(scores.over(self.config.temperature), criterion)
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
