@@ -10,6 +10,7 @@ from torch import Tensor
 from training.tiny import llama
 
 import fenchel
+from fenchel import InputError
 from fenchel.training.configs import DistillConfig, SFTConfig
 from fenchel.training.objectives import Distillation, SupervisedFineTuning
 from fenchel.training.packing import Collator
@@ -94,6 +95,13 @@ class TestSupervisedFineTuning:
         logits, targets = predictions(student, batch)
         expected = fenchel.fenchel_young_loss(logits, targets, **settings, reduction="none")
         torch.testing.assert_close(sft(**settings)(student, batch), expected, atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize("label", [VOCABULARY, 10**8, -5])
+    def test_labels_that_the_head_does_not_know(self, student: Any, label: int) -> None:
+        batch = batch_of()
+        batch["labels"][0, 2] = label
+        with pytest.raises(InputError, match=f"target {label} is not a class: logits have {VOCABULARY}"):
+            sft()(student, batch)
 
     def test_half_precision_logits_are_scored_in_float32(self, student: Any) -> None:
         assert sft()(student.to(torch.bfloat16), batch_of()).dtype == torch.float32
