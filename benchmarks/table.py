@@ -14,6 +14,7 @@ from _record import RESULTS, ROOT
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 BEGIN, END = "<!-- benchmarks: written by `make bench` -->", "<!-- end of benchmarks -->"
+_KINDS = {"trained": "of trained models"}
 Row = tuple[str, str, str]
 """What is timed, next to what, and the ratio."""
 
@@ -46,11 +47,16 @@ def softargmax() -> Iterator[Row]:
         ):
             some = [x for x in lines if x["logits"] == kind and x["divergence"] in names]
             sizes = sorted({x["shape"][1] for x in some})
-            work = f"f-softargmax, {what}, logits {kind}, V = {' and '.join(f'{n:,}' for n in sizes)}"
+            logits, vocabularies = _KINDS.get(kind, kind), " and ".join(f"{n:,}" for n in sizes)
+            work = f"f-softargmax, {what}, logits {logits}, V = {vocabularies}"
             yield work, "torch.softmax", span([x["of_softmax"] for x in some])
             inverse = [1 / x["entmax_of_ours"] for x in some if "entmax_of_ours" in x]
             if inverse:
-                yield work, "entmax 1.3", f"1/{1 / max(inverse):.0f} to 1/{1 / min(inverse):.0f}"
+                yield (
+                    work,
+                    f"entmax {some[0]['entmax_version']}",
+                    f"1/{1 / max(inverse):.0f} to 1/{1 / min(inverse):.0f}",
+                )
 
 
 def losses() -> Iterator[Row]:
