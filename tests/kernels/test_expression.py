@@ -65,6 +65,21 @@ def test_expressions_compute_what_the_functions_do(name: str, function: str) -> 
     torch.testing.assert_close(evaluate(expression, **values), expected.expand(200), rtol=1e-12, atol=1e-300)
 
 
+def test_powers_of_powers() -> None:
+    u = Symbol("argument", ("u",), torch.float64)
+    values = torch.linspace(0.05, 3, 60, dtype=torch.float64)
+    for function in (
+        lambda u: ((u - 1) ** 4) ** 0.25,  # |u - 1|
+        lambda u: (u * (u + 1) ** 3) ** (1 / 3),
+        lambda u: (u / (u + 1) ** 10) ** 0.2,
+        lambda u: (u * torch.exp(torch.log1p(u) / 0.1)) ** 0.1,
+        lambda u: torch.exp(torch.log1p(u) / -0.1),
+        lambda u: (u - 2) ** 7 + (u - 1) ** 16 + (u - 1) ** 6,
+    ):
+        expression = function(u)
+        torch.testing.assert_close(evaluate(expression, u=values), function(values), rtol=1e-11, atol=1e-12)
+
+
 # The inverse of a skewed record is found numerically, and so is all that follows from it.
 SKEWED = [(name, "perspective") for name in ("skew:0.1:kl", "reverse:skew:0.3:js")]
 SLOPES = [

@@ -1,4 +1,4 @@
-// The kernels of one record. The generated head defines real, KAPPA, SPARSE, POWER (f'' is a power), CLOSED (the
+// The kernels of one record. The generated head defines real, KAPPA, SPARSE, CLOSED (the
 // root is 1 / Σ at U = 1), KEEP (the elasticity costs more than memory), DERIVATIVE_AT_ZERO and the functions of
 // the record: derivative, elasticity, bend, conjugate_of_ratio, and Shift, whose parts that depend on U alone
 // are computed once a row.
@@ -209,9 +209,8 @@ static double root_of_maxima(const Row& row, Scratch& scratch, Newton newton) {
 }
 
 // f'(u) - f'(0): at U = u the support has the classes whose gap is less. Candidates too many do no harm, so
-// there is a margin, and where it is a difference one for what that cancels.
+// there is a margin for what the difference cancels.
 static double reach(double ratio) {
-  if (POWER) return (1 + 1e-5) / (KAPPA * (double)elasticity((real)ratio));
   const double slope = derivative((real)ratio), size = std::fabs(slope) + std::fabs(DERIVATIVE_AT_ZERO);
   return (slope - DERIVATIVE_AT_ZERO) * (1 + 1e-5) + 8 * std::numeric_limits<real>::epsilon() * size;
 }

@@ -23,7 +23,6 @@ def solver(record: FDivergence) -> str:
     constants = {
         "double KAPPA": repr(float(record.kappa)),
         "bool SPARSE": _truth(record.is_sparse),
-        "bool POWER": _truth(record.is_power),
         "bool KEEP": _truth(not double and _costs(traced["elasticity"])),  # w in float32 might be inf
         "bool CLOSED": _truth(record.is_power and record.kappa == 0),
         "double DERIVATIVE_AT_ZERO": repr(record.derivative_at_zero) if record.is_sparse else "0.0",
