@@ -228,11 +228,11 @@ def test_distillation_from_top_k_is_the_same_in_both(temperature: float) -> None
 @pytest.mark.parametrize("name", ["chi2", "alpha:1.1", "alpha:1.5", "alpha:1.7", "alpha:2", "alpha:3"])
 def test_ratios_far_from_one(name: str, impl: str) -> None:
     """Where p / q is tiny, f'(u) - f'(0) cancels, and a support that is found by it is wrong."""
-    scores, _ = problem(8, 4096, 1.0, "unit")
-    spread = 10 ** (6 * torch.rand(4096, generator=torch.Generator().manual_seed(3)) - 3)
-    wider = 10 ** (8 * torch.rand(4096, generator=torch.Generator().manual_seed(2)) - 4)
+    scores, _ = problem(64, 2048, 1.0, "unit")
+    spread = 10 ** (6 * torch.rand(2048, generator=torch.Generator().manual_seed(3)) - 3)
+    wider = 10 ** (8 * torch.rand(2048, generator=torch.Generator().manual_seed(2)) - 4)
     for scale, q in ((1e-6, 1e6), (1e-8, 1e8), (1.0, spread), (1e-4, spread), (1.0, wider)):
-        measure = torch.as_tensor(q).expand(4096)
+        measure = torch.as_tensor(q).expand(2048)
         x = scores * scale
         exact = fenchel.f_softargmax(x.double(), name, reference=measure.double())
         received = fenchel.f_softargmax(x, name, reference=measure, impl=impl)
