@@ -128,8 +128,9 @@ def _apply(name: str, arguments: Sequence[Any], options: Mapping[str, Any] | Non
             return x
         case ("exp", (Symbol(op="log1p") as x,)):
             return make("add", x.arguments[0], 1.0)
-        case ("exp", (Symbol(op="truediv", arguments=(Symbol(op="log1p") as x, float() as k)),)) if _whole(
-            1 / k
+        # Not of growing powers: the rounding of x + 1, which counts 1 / k times, would be of large numbers.
+        case ("exp", (Symbol(op="truediv", arguments=(Symbol(op="log1p") as x, float() as k)),)) if (
+            k > 0 and _whole(1 / k)
         ):
             return _power(make("add", x.arguments[0], 1.0), round(1 / k), make)
         case _ if (name in _INFIX or name in _UNARY) and not options:
