@@ -83,7 +83,7 @@ def distillation_loss(
             f"student and teacher logits must have the same shape, received {tuple(student.shape)} and "
             f"{tuple(teacher.shape)}; vocabularies that differ by padding must be aligned by you"
         )
-    rows = class_last(student, dim).shape[:-1]
+    rows = student.movedim(dim, -1).shape[:-1]
     check_rows(mask, rows, "mask")
     check_rows(weight, rows, "weight")
     found = _by_kernel(student, teacher, record, temperature, dim, impl)
