@@ -63,17 +63,22 @@ def targets(kind: str, logits: Tensor, divergence: str) -> Tensor:
 @CASES
 def test_is_the_supremum_of_its_definition_over_a_grid(case: Case) -> None:
     torch.manual_seed(0)
-    side = torch.linspace(0, 1, 401, dtype=torch.float64)[1:-1]
-    a, b = torch.meshgrid(side, side, indexing="ij")
-    inside = a + b < 1 - 1e-9
-    grid = torch.stack([a[inside], b[inside], 1 - a[inside] - b[inside]], -1)
+    if case is SPARSEMAX:  # even, with the edges
+        side = torch.linspace(0, 1, 501, dtype=torch.float64)
+        a, b = torch.meshgrid(side, side, indexing="ij")
+        a, b = a[a + b < 1 + 1e-9], b[a + b < 1 + 1e-9]
+    else:  # even in log-odds
+        side = torch.linspace(-15, 15, 601, dtype=torch.float64).sigmoid()
+        a, share = (x.flatten() for x in torch.meshgrid(side, side, indexing="ij"))
+        b = (1 - a) * share
+    grid = torch.stack([a, b, (1 - a - b).clamp_min(0)], -1)
     for kind in ("dense", "one-hot", "sparse"):
         logits = normal(20, 3)
         y = targets(kind, logits, case.divergence)
         found = ((grid - y[:, None]) * (logits[:, None] - case.dual(grid))).sum(-1).amax(-1)
         loss = case.loss(logits, y, reduction="none")
         assert (found <= loss + 1e-12).all()
-        torch.testing.assert_close(loss, found, rtol=0.02, atol=2e-4)
+        torch.testing.assert_close(loss, found, rtol=2e-3, atol=1e-4)
 
 
 @CASES
@@ -98,11 +103,7 @@ def test_is_zero_where_its_twin_is_and_nowhere_else(case: Case) -> None:
     link = f_softargmax(logits, case.divergence)
     zero = case.loss(logits, link, reduction="none")
     torch.testing.assert_close(zero, torch.zeros_like(zero), rtol=0, atol=1e-15)
-    away = case.loss(logits, targets("dense", logits, case.divergence), reduction="none")
-    distance = (link - targets("dense", logits, case.divergence)).square().sum(-1)
-    assert (away > 0).all() and (distance > 0).all()
-    # y* halves the way to the link, or more: so the loss sees any distance.
-    for size in (1e-1, 1e-3):
+    for size in (1.0, 1e-1, 1e-3, 1e-6):
         y = (1 - size) * link + size / 6
         loss = case.loss(logits, y, reduction="none")
         assert (loss >= 0.1 * (y - link).square().sum(-1)).all() and (loss > 0).all()
@@ -206,8 +207,8 @@ def test_does_not_see_a_shift_nor_an_order(case: Case, seed: int, shift: float) 
 
 
 @CASES
-def test_at_the_corners_of_the_projection_the_gradient_is_one_sided_in_nothing(case: Case) -> None:
-    """Where a class is about to leave the support, both branches have the same slope."""
+def test_the_gradient_where_a_class_enters_the_support(case: Case) -> None:
+    """Both branches of the loss have the same slope there."""
     logits = torch.tensor([[0.0, 3.0], [3.0, 0.0], [1.0, 0.0], [0.0, 0.0]]).double().requires_grad_()
     (gradient,) = torch.autograd.grad(case.loss(logits, torch.zeros(4).long(), reduction="sum"), logits)
     step = 1e-6
@@ -248,11 +249,8 @@ def test_logistic_of_a_label_is_lambert_w_of_the_margin(margin: float) -> None:
         (gradient,) = torch.autograd.grad(loss, logits)
         assert loss.item() == pytest.approx(float(exact), rel=3e-13, abs=0)
         assert gradient[0].item() == pytest.approx(float(slope), rel=3e-13, abs=0)
-        torch.testing.assert_close(gradient[1:], -slope_of(slope) * logits[1:].softmax(-1), rtol=1e-12, atol=0)
-
-
-def slope_of(value: object) -> float:
-    return float(value)  # type: ignore[arg-type]
+        shares = logits[1:].detach().softmax(-1)
+        torch.testing.assert_close(gradient[1:], -float(slope) * shares, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -358,9 +356,7 @@ def test_options_are_those_of_cross_entropy(
     }
     torch.testing.assert_close(case.loss(logits, target, **options), expected)
     moved = logits.movedim(-1, 1) if len(shape) > 1 else logits
-    torch.testing.assert_close(
-        case.loss(moved, target, dim=1 if len(shape) > 1 else -1, **options), expected
-    )
+    torch.testing.assert_close(case.loss(moved, target, dim=1 if len(shape) > 1 else -1, **options), expected)
 
 
 @CASES

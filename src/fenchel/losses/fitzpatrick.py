@@ -269,7 +269,7 @@ def _wright_omega(x: Tensor) -> Tensor:
     moved = torch.where(finite, x - torch.where(finite, at, 0.0), 0.0)
     fixed = torch.where(finite, omega, 0.0)
     change = moved / (1 + fixed)
-    change = change - (change + fixed * torch.expm1(change) - moved) / (1 + fixed)
+    change = change - (change + fixed * torch.expm1(change) - moved) / (1 + fixed * change.exp())
     return torch.where(finite, fixed * change.exp(), omega)
 
 
