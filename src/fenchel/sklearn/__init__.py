@@ -1,1 +1,6 @@
 """Estimators with scikit-learn's interface; they need the extra `sklearn`."""
+
+from fenchel.sklearn.classifier import FenchelYoungClassifier
+from fenchel.sklearn.proportions import ProportionRegressor
+
+__all__ = ["FenchelYoungClassifier", "ProportionRegressor"]
