@@ -34,7 +34,9 @@ from fenchel.losses import (
 )
 from fenchel.nn import FenchelYoungLoss
 from fenchel.operators import (
+    Transport,
     entmax15,
+    entropic_transport,
     f_divergence,
     f_softargmax,
     f_softmax,
@@ -54,6 +56,7 @@ __all__ = [
     "InputError",
     "PowerLaw",
     "TopK",
+    "Transport",
     "alpha",
     "balanced_divergence_loss",
     "departure",
@@ -62,6 +65,7 @@ __all__ = [
     "divergence",
     "early_learning_regularization",
     "entmax15",
+    "entropic_transport",
     "expected_calibration_error",
     "f_divergence",
     "f_softargmax",
