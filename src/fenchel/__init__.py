@@ -41,8 +41,10 @@ from fenchel.operators import (
     f_softargmax,
     f_softmax,
     f_threshold,
+    quadratic_transport,
     sharded_f_softargmax,
     softmax,
+    sparse_transport,
     sparsemax,
 )
 
@@ -80,6 +82,7 @@ __all__ = [
     "plackett_luce_loss",
     "progressive_self_distillation_loss",
     "progressive_weight",
+    "quadratic_transport",
     "reduce",
     "self_overlap",
     "sharded_f_softargmax",
@@ -87,6 +90,7 @@ __all__ = [
     "sharded_linear_fenchel_young_loss",
     "sinkhorn_loss",
     "softmax",
+    "sparse_transport",
     "sparsemax",
     "update_ema_target",
     "uskd_loss",

@@ -10,7 +10,7 @@ from fenchel.operators.softargmax import (
     softmax,
     sparsemax,
 )
-from fenchel.operators.transport import Transport, entropic_transport
+from fenchel.operators.transport import Transport, entropic_transport, quadratic_transport, sparse_transport
 
 __all__ = [
     "Transport",
@@ -20,7 +20,9 @@ __all__ = [
     "f_softargmax",
     "f_softmax",
     "f_threshold",
+    "quadratic_transport",
     "sharded_f_softargmax",
     "softmax",
+    "sparse_transport",
     "sparsemax",
 ]
