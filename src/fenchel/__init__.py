@@ -39,13 +39,17 @@ from fenchel.losses import (
 )
 from fenchel.nn import FenchelYoungLoss
 from fenchel.operators import (
+    Transport,
     entmax15,
+    entropic_transport,
     f_divergence,
     f_softargmax,
     f_softmax,
     f_threshold,
+    quadratic_transport,
     sharded_f_softargmax,
     softmax,
+    sparse_transport,
     sparsemax,
 )
 
@@ -59,6 +63,7 @@ __all__ = [
     "InputError",
     "PowerLaw",
     "TopK",
+    "Transport",
     "alpha",
     "balanced_divergence_loss",
     "binary_fitzpatrick_logistic_loss",
@@ -69,6 +74,7 @@ __all__ = [
     "divergence",
     "early_learning_regularization",
     "entmax15",
+    "entropic_transport",
     "expected_calibration_error",
     "f_divergence",
     "f_softargmax",
@@ -86,6 +92,7 @@ __all__ = [
     "plackett_luce_loss",
     "progressive_self_distillation_loss",
     "progressive_weight",
+    "quadratic_transport",
     "reduce",
     "self_overlap",
     "sharded_f_softargmax",
@@ -93,6 +100,7 @@ __all__ = [
     "sharded_linear_fenchel_young_loss",
     "sinkhorn_loss",
     "softmax",
+    "sparse_transport",
     "sparsemax",
     "update_ema_target",
     "uskd_loss",

@@ -10,14 +10,19 @@ from fenchel.operators.softargmax import (
     softmax,
     sparsemax,
 )
+from fenchel.operators.transport import Transport, entropic_transport, quadratic_transport, sparse_transport
 
 __all__ = [
+    "Transport",
     "entmax15",
+    "entropic_transport",
     "f_divergence",
     "f_softargmax",
     "f_softmax",
     "f_threshold",
+    "quadratic_transport",
     "sharded_f_softargmax",
     "softmax",
+    "sparse_transport",
     "sparsemax",
 ]
