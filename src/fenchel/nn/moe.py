@@ -157,6 +157,8 @@ class MoEFeedForward(torch.nn.Module):
         if self.flatten:
             grouped = x.reshape(-1, x.shape[-1])
             mask = None if mask is None else mask.reshape(-1)
+        if mask is not None:  # whatever padding holds: zero times NaN is NaN
+            grouped = torch.where(mask.bool().unsqueeze(-1), grouped, 0.0)
         routing: Routing | SoftRouting
         routing, self.auxiliary_loss = self.router(grouped, mask)
         self.routing = routing

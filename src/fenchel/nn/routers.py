@@ -1,4 +1,4 @@
-"""Routers with state: the linear maps whose logits the functions of `fenchel.nn.routing` route by."""
+"""Routers with state: the linear maps whose logits the functions of routing route by."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from torch import Tensor
 
 from fenchel.errors import InputError, nearest
 from fenchel.losses import load_balance_loss, router_z_loss
-from fenchel.nn.routing import (
-    Routing,
-    SoftRouting,
-    soft_routing,
-    softmax_expert_choice,
-    softmax_token_choice,
-)
+from fenchel.nn.expert_choice import softmax_expert_choice, sparse_expert_choice
+from fenchel.nn.routing import Routing, SoftRouting, soft_routing
+from fenchel.nn.token_choice import sinkhorn_token_choice, softmax_token_choice, sparse_token_choice
 
 TOKEN_CHOICE: dict[str, Callable[..., Routing]] = {
     "softmax-token-choice": softmax_token_choice,
+    "sinkhorn-token-choice": sinkhorn_token_choice,
+    "sparse-token-choice": sparse_token_choice,
 }
 EXPERT_CHOICE: dict[str, Callable[..., Routing]] = {
     "softmax-expert-choice": softmax_expert_choice,
+    "sparse-expert-choice": sparse_expert_choice,
 }
 METHODS = TOKEN_CHOICE | EXPERT_CHOICE
 SOFT = "soft"

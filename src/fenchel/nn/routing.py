@@ -1,8 +1,4 @@
-"""Routing as pure functions: the logits of a router to who goes where, and with which weight.
-
-A token choice router lets each token take its k best experts, an expert choice router each expert its
-best tokens. Both come down to the same step: every expert keeps the `capacity` first of a list of keys.
-"""
+"""Who goes where, and with which weight: the dispatch and combine tensors of a mixture of experts."""
 
 from __future__ import annotations
 
@@ -17,8 +13,6 @@ from fenchel.checks import holds
 from fenchel.errors import InputError
 from fenchel.losses.reduce import check_rows
 from fenchel.operators._inputs import check_axis
-
-PRIORITIES = ("probability", "order")
 
 
 class Routing(NamedTuple):
@@ -37,6 +31,7 @@ class Routing(NamedTuple):
 
     Example:
         >>> import torch
+        >>> from fenchel.nn import softmax_expert_choice
         >>> routing = softmax_expert_choice(torch.zeros(3, 2), capacity=1)
         >>> routing.combine[..., 0]
         tensor([[0.5000, 0.5000],
@@ -164,85 +159,6 @@ class SoftRouting(NamedTuple):
         return torch.einsum("...ecd,...tec->...td", y.to(self.combine.dtype), self.combine)
 
 
-def softmax_token_choice(
-    logits: Tensor,
-    *,
-    k: int = 2,
-    capacity: int,
-    normalize: bool | None = None,
-    priority: str = "probability",
-    mask: Tensor | None = None,
-) -> Routing:
-    """Each token takes the k experts of its largest softmax(logits), as long as they have room.
-
-    Where more tokens ask for an expert than it has slots, it keeps the first of them by `priority` and
-    drops the others, whose weight is lost. Ties (of float32) go to the earlier token and expert, and a
-    choice of weight zero takes no slot. The choice itself has no gradient, its weight has.
-
-    Args:
-        logits: of the router, shape (..., T, E): groups of T tokens, E experts; tokens of a group compete
-            with each other. Half types are computed in float32.
-        k: experts for each token.
-        capacity: slots C of each expert, for each group; more than T are never used.
-        normalize: whether a token's k weights are divided by their sum, before any is dropped. By default
-            where k > 1: with k = 1 the weight would be one, and the router without gradient.
-        priority: "probability" (what an expert keeps are its largest probabilities) or "order" (first
-            choices before second ones, then earlier tokens before later ones).
-        mask: tokens that count, shape (..., T). Padding takes no slot and may hold anything.
-
-    Returns:
-        A `Routing`, with weights in float32 or wider.
-
-    Raises:
-        InputError: k or capacity out of range; NaN or inf among logits that count (looked at on CPU
-            only); shapes that differ.
-
-    Example:
-        >>> import torch
-        >>> logits = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 3.0]])
-        >>> routing = softmax_token_choice(logits, k=1, capacity=1)
-        >>> routing.token, routing.demand  # experts take tokens 0 and 2, token 1 is dropped
-        (tensor([[0],
-                [2]]), tensor([2, 1]))
-
-    Reference:
-        Shazeer et al., 2017, arXiv 1701.06538; Fedus, Zoph and Shazeer, 2021, arXiv 2101.03961; priority
-        by probability after Riquelme et al., 2021, arXiv 2106.05974.
-    """
-    gates = _gates(logits, capacity, mask)
-    return _token_choice(gates, gates, k, capacity, normalize, priority, mask)
-
-
-def softmax_expert_choice(logits: Tensor, *, capacity: int, mask: Tensor | None = None) -> Routing:
-    """Each expert takes the C tokens with the largest softmax(logits) over experts for it.
-
-    Loads are equal by construction; a token may be taken by any number of experts, and by none.
-
-    Args:
-        logits: of the router, shape (..., T, E).
-        capacity: the tokens C that each expert takes from each group, or T where there are fewer.
-        mask: tokens that count, shape (..., T).
-
-    Returns:
-        A `Routing` whose weights are the probabilities.
-
-    Raises:
-        InputError: as `softmax_token_choice`.
-
-    Example:
-        >>> import torch
-        >>> logits = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 3.0]])
-        >>> softmax_expert_choice(logits, capacity=2).token
-        tensor([[0, 1],
-                [2, 1]])
-
-    Reference:
-        Zhou et al., 2022, arXiv 2202.09368.
-    """
-    gates = _gates(logits, capacity, mask)
-    return _fill(gates.detach(), gates, capacity, mask)
-
-
 def soft_routing(logits: Tensor, *, mask: Tensor | None = None) -> SoftRouting:
     """Slots are averages of tokens, and tokens receive averages of slots.
 
@@ -272,7 +188,7 @@ def soft_routing(logits: Tensor, *, mask: Tensor | None = None) -> SoftRouting:
     Reference:
         Puigcerver et al., 2023, arXiv 2308.00951.
     """
-    theta = _finite(logits, mask, 3)
+    theta = finite(logits, mask, 3)
     combine = theta.flatten(-2).softmax(-1).reshape(theta.shape)
     if mask is None:
         return SoftRouting(theta.softmax(-3), combine)
@@ -282,71 +198,7 @@ def soft_routing(logits: Tensor, *, mask: Tensor | None = None) -> SoftRouting:
     return SoftRouting(dispatch * present, combine * present)
 
 
-def _token_choice(
-    scores: Tensor,
-    gates: Tensor,
-    k: int,
-    capacity: int,
-    normalize: bool | None,
-    priority: str,
-    mask: Tensor | None,
-) -> Routing:
-    """By `scores` >= 0, (..., T, E), with the weights of `gates`; a score of zero is no choice."""
-    tokens, experts = scores.shape[-2:]
-    if not 1 <= k <= experts:
-        raise InputError(f"k must be in 1 ... {experts}, the number of experts, received {k}")
-    if priority not in PRIORITIES:
-        raise InputError(f"priority must be one of {', '.join(PRIORITIES)}, received {priority!r}")
-    expert, taken = _largest(scores.detach(), k)
-    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, expert, taken)
-    weights = torch.where(chosen, gates, 0.0)
-    if normalize or (normalize is None and k > 1):
-        total = weights.sum(-1, keepdim=True)
-        weights = weights / torch.where(total > 0, total, 1.0)
-    if priority == "probability":
-        standing = torch.where(chosen, scores.detach(), 0.0)
-    else:
-        place = torch.arange(tokens, device=scores.device).unsqueeze(-1)
-        place = place + tokens * torch.arange(k, device=scores.device)
-        standing = torch.zeros_like(scores, dtype=torch.int64)
-        standing = standing.scatter(-1, expert, torch.where(taken, k * tokens - place, 0))
-    return _fill(standing, weights, capacity, mask)
-
-
-def _fill(standing: Tensor, weights: Tensor, capacity: int, mask: Tensor | None) -> Routing:
-    """Each expert keeps the tokens of the highest standing; one of zero does not ask for it."""
-    token, filled = _largest(standing.mT, min(capacity, standing.shape[-2]))
-    token = torch.where(filled, token, 0)
-    weight = torch.where(filled, weights.mT.gather(-1, token), 0.0)
-    present = torch.ones_like(weights[..., 0], dtype=torch.bool) if mask is None else mask.bool()
-    return Routing(token, weight, filled, (standing > 0).sum(-2), present)
-
-
-def _largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Indices of the largest along the last axis of x >= 0, and whether they are positive.
-
-    They are found among integers without ties, which hold the bits of x in float32 above the index, so
-    that the first of equal ones comes first on every device.
-    """
-    bits = x.float().view(torch.int32).long()  # ordered as the numbers are, where these are >= 0
-    last = x.shape[-1] - 1
-    best = ((bits << 32) + torch.arange(last, -1, -1, device=x.device)).topk(count, -1).values
-    return last - (best & 0xFFFFFFFF), best >> 32 > 0
-
-
-def _gates(logits: Tensor, capacity: int, mask: Tensor | None) -> Tensor:
-    """softmax(logits) over experts, zero for padding."""
-    probabilities = _scores(logits, capacity, mask).softmax(-1)
-    return probabilities if mask is None else probabilities * mask.unsqueeze(-1)
-
-
-def _scores(logits: Tensor, capacity: int, mask: Tensor | None) -> Tensor:
-    if capacity < 0:
-        raise InputError(f"capacity must be >= 0, received {capacity}")
-    return _finite(logits, mask, 2)
-
-
-def _finite(logits: Tensor, mask: Tensor | None, axes: int) -> Tensor:
+def finite(logits: Tensor, mask: Tensor | None, axes: int) -> Tensor:
     """Logits in float32 or wider, zeros for padding; the last `axes` axes are those of one group."""
     check_axis(logits, -1)
     if logits.dim() < axes:
