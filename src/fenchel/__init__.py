@@ -51,7 +51,9 @@ from fenchel.nn import (
     sparse_token_choice,
 )
 from fenchel.operators import (
+    Transport,
     entmax15,
+    entropic_transport,
     f_divergence,
     f_softargmax,
     f_softmax,
@@ -76,6 +78,7 @@ __all__ = [
     "SoftRouter",
     "SoftRouting",
     "TopK",
+    "Transport",
     "alpha",
     "auxiliary_loss",
     "balanced_divergence_loss",
@@ -85,6 +88,7 @@ __all__ = [
     "divergence",
     "early_learning_regularization",
     "entmax15",
+    "entropic_transport",
     "expected_calibration_error",
     "f_divergence",
     "f_softargmax",

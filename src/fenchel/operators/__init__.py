@@ -10,9 +10,12 @@ from fenchel.operators.softargmax import (
     softmax,
     sparsemax,
 )
+from fenchel.operators.transport import Transport, entropic_transport
 
 __all__ = [
+    "Transport",
     "entmax15",
+    "entropic_transport",
     "f_divergence",
     "f_softargmax",
     "f_softmax",
