@@ -15,6 +15,7 @@ from fenchel.losses.normalized import normalized_distillation_loss, uskd_loss
 from fenchel.losses.plackett_luce import plackett_luce_loss
 from fenchel.losses.progressive import progressive_self_distillation_loss, progressive_weight
 from fenchel.losses.reduce import reduce
+from fenchel.losses.routing import importance_loss, load_balance_loss, router_z_loss
 from fenchel.losses.sharded import sharded_fenchel_young_loss, sharded_linear_fenchel_young_loss
 from fenchel.losses.sinkhorn import sinkhorn_loss
 from fenchel.losses.truncated import TopK
@@ -32,11 +33,16 @@ __all__ = [
     "linear_distillation_loss",
     "linear_fenchel_young_loss",
     "linear_fitzpatrick_logistic_loss",
+    "importance_loss",
+    "linear_distillation_loss",
+    "linear_fenchel_young_loss",
+    "load_balance_loss",
     "normalized_distillation_loss",
     "plackett_luce_loss",
     "progressive_self_distillation_loss",
     "progressive_weight",
     "reduce",
+    "router_z_loss",
     "sharded_fenchel_young_loss",
     "sharded_linear_fenchel_young_loss",
     "sinkhorn_loss",

@@ -1,5 +1,24 @@
 """Modules, only where there is state to hold."""
 
+from fenchel.nn.expert_choice import softmax_expert_choice, sparse_expert_choice
 from fenchel.nn.fenchel_young import FenchelYoungLoss
+from fenchel.nn.moe import MoEFeedForward, auxiliary_loss
+from fenchel.nn.routers import Router, SoftRouter
+from fenchel.nn.routing import Routing, SoftRouting, soft_routing
+from fenchel.nn.token_choice import sinkhorn_token_choice, softmax_token_choice, sparse_token_choice
 
-__all__ = ["FenchelYoungLoss"]
+__all__ = [
+    "FenchelYoungLoss",
+    "MoEFeedForward",
+    "Router",
+    "Routing",
+    "SoftRouter",
+    "SoftRouting",
+    "auxiliary_loss",
+    "sinkhorn_token_choice",
+    "soft_routing",
+    "softmax_expert_choice",
+    "softmax_token_choice",
+    "sparse_expert_choice",
+    "sparse_token_choice",
+]
