@@ -35,13 +35,17 @@ from fenchel.losses import (
 from fenchel.nn import FenchelYoungLoss
 from fenchel.operators import (
     entmax15,
+    entropic_topk_mask,
     f_divergence,
     f_softargmax,
     f_softmax,
     f_threshold,
+    perturbed_topk_mask,
     sharded_f_softargmax,
     softmax,
     sparsemax,
+    topk_magnitude,
+    topk_mask,
 )
 
 __version__ = "0.1.0"
@@ -62,6 +66,7 @@ __all__ = [
     "divergence",
     "early_learning_regularization",
     "entmax15",
+    "entropic_topk_mask",
     "expected_calibration_error",
     "f_divergence",
     "f_softargmax",
@@ -73,6 +78,7 @@ __all__ = [
     "linear_fenchel_young_loss",
     "matching_logits",
     "normalized_distillation_loss",
+    "perturbed_topk_mask",
     "plackett_luce_loss",
     "progressive_self_distillation_loss",
     "progressive_weight",
@@ -84,6 +90,8 @@ __all__ = [
     "sinkhorn_loss",
     "softmax",
     "sparsemax",
+    "topk_magnitude",
+    "topk_mask",
     "update_ema_target",
     "uskd_loss",
     "which",
