@@ -184,7 +184,10 @@ def test_the_magnitude_keeps_exactly_k_untouched_once_the_regularization_is_smal
 def test_nonzeros_fall_to_k(operator: Callable[..., Tensor]) -> None:
     x = normal(40, 30, seed=9)
     counts = torch.stack(
-        [(operator(x, 6, regularization=strength) != 0).sum(-1) for strength in (100.0, 10.0, 1.0, 0.1, 0.01, 1e-5)]
+        [
+            (operator(x, 6, regularization=strength) != 0).sum(-1)
+            for strength in (100.0, 10.0, 1.0, 0.1, 0.01, 1e-5)
+        ]
     )
     assert bool((counts.diff(dim=0) <= 0).all()) and bool((counts >= 6).all())
     assert bool((counts[-1] == 6).all()) and float(counts[0].double().mean()) > 20
@@ -288,7 +291,10 @@ def test_properties(row: list[float], data: st.DataObject, p: float, log: float)
     assert bool((out * x >= 0).all())
     assert bool((out[x.abs().argsort()].abs().diff() >= -1e-11).all())
     torch.testing.assert_close(
-        topk_magnitude(-x[permutation], k, regularization=strength, p=p), -out[permutation], rtol=1e-9, atol=1e-11
+        topk_magnitude(-x[permutation], k, regularization=strength, p=p),
+        -out[permutation],
+        rtol=1e-9,
+        atol=1e-11,
     )
     scaled = topk_magnitude(3 * x, k, regularization=3 ** (2 - p) * strength, p=p)
     torch.testing.assert_close(scaled, 3 * out, rtol=1e-8, atol=1e-8)
