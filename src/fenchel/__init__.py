@@ -1,6 +1,6 @@
 """Fenchel: train models, language models first, with any f-divergence."""
 
-from fenchel.decoding import matching_logits
+from fenchel.decoding import best_configuration, gibbs_marginals, local_search, matching_logits
 from fenchel.diagnostics import (
     HackingWatch,
     PowerLaw,
@@ -18,7 +18,9 @@ from fenchel.losses import (
     balanced_divergence_loss,
     distillation_loss,
     early_learning_regularization,
+    exact_partition_loss,
     fenchel_young_loss,
+    joint_partition_loss,
     linear_distillation_loss,
     linear_fenchel_young_loss,
     normalized_distillation_loss,
@@ -32,7 +34,19 @@ from fenchel.losses import (
     update_ema_target,
     uskd_loss,
 )
-from fenchel.nn import FenchelYoungLoss
+from fenchel.nn import (
+    AssignmentEnergy,
+    BilinearEnergy,
+    Energy,
+    FenchelYoungLoss,
+    JointEnergy,
+    OneHot,
+    PairwiseEnergy,
+    PartitionNetwork,
+    Permutations,
+    Subsets,
+    UnaryEnergy,
+)
 from fenchel.operators import (
     entmax15,
     f_divergence,
@@ -47,21 +61,33 @@ from fenchel.operators import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AssignmentEnergy",
+    "BilinearEnergy",
     "Choice",
+    "Energy",
     "FDivergence",
     "FenchelYoungLoss",
     "HackingWatch",
     "InputError",
+    "JointEnergy",
+    "OneHot",
+    "PairwiseEnergy",
+    "PartitionNetwork",
+    "Permutations",
     "PowerLaw",
+    "Subsets",
     "TopK",
+    "UnaryEnergy",
     "alpha",
     "balanced_divergence_loss",
+    "best_configuration",
     "departure",
     "distillation_loss",
     "distinct_n",
     "divergence",
     "early_learning_regularization",
     "entmax15",
+    "exact_partition_loss",
     "expected_calibration_error",
     "f_divergence",
     "f_softargmax",
@@ -69,8 +95,11 @@ __all__ = [
     "f_threshold",
     "fenchel_young_loss",
     "fit_power_law",
+    "gibbs_marginals",
+    "joint_partition_loss",
     "linear_distillation_loss",
     "linear_fenchel_young_loss",
+    "local_search",
     "matching_logits",
     "normalized_distillation_loss",
     "plackett_luce_loss",

@@ -3,6 +3,7 @@
 from fenchel.losses.balanced import balanced_divergence_loss
 from fenchel.losses.distillation import distillation_loss
 from fenchel.losses.early_learning import early_learning_regularization, update_ema_target
+from fenchel.losses.energy import exact_partition_loss, joint_partition_loss
 from fenchel.losses.fenchel_young import fenchel_young_loss
 from fenchel.losses.linear import linear_distillation_loss, linear_fenchel_young_loss
 from fenchel.losses.normalized import normalized_distillation_loss, uskd_loss
@@ -18,7 +19,9 @@ __all__ = [
     "balanced_divergence_loss",
     "distillation_loss",
     "early_learning_regularization",
+    "exact_partition_loss",
     "fenchel_young_loss",
+    "joint_partition_loss",
     "linear_distillation_loss",
     "linear_fenchel_young_loss",
     "normalized_distillation_loss",
