@@ -115,7 +115,8 @@ def gibbs_marginals(
     """P(y_i = 1) of random subsets, estimated by Gibbs sampling where they are too many to enumerate.
 
     Each sweep draws every label from its distribution given the others; the estimate is the mean of these
-    conditional probabilities, which varies less than the mean of the draws.
+    conditional probabilities, which varies less than the mean of the draws. The rows share their random
+    numbers, so that the estimate of a row does not depend on the rows beside it.
 
     Args:
         log_density: from indicators (N, K, m) to log p(y) up to a constant of the row, (N, K): the energy,
@@ -155,7 +156,9 @@ def gibbs_marginals(
             out, within = log_density(states).split(chains, 1)
             p = torch.sigmoid(within - out)
             p = torch.where(torch.isnan(p), y[..., i], p)  # neither is possible: it stays
-            y[..., i] = (torch.rand(p.shape, generator=generator, device=p.device) < p).to(y.dtype)
+            y[..., i] = (torch.rand(chains, generator=generator, dtype=p.dtype, device=p.device) < p).to(
+                y.dtype
+            )
             if sweep >= warm_up:
                 total[:, i] += p.mean(-1)
     return total / sweeps

@@ -1,1 +1,6 @@
 """Estimators with scikit-learn's interface; they need the extra `sklearn`."""
+
+from fenchel.sklearn.multilabel import MultilabelEnergyClassifier
+from fenchel.sklearn.ranker import LabelRanker
+
+__all__ = ["LabelRanker", "MultilabelEnergyClassifier"]

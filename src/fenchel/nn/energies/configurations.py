@@ -55,6 +55,10 @@ class ConfigurationSpace(ABC):
     def unary_mode(self, scores: Tensor) -> Tensor:
         """argmax_y <scores, unary(y)>, (..., width); at ties, one of them."""
 
+    def unary_log_partition(self, scores: Tensor) -> Tensor:
+        """log E_y exp <scores, unary(y)>, (...), for the spaces that have it in closed form."""
+        raise InputError(f"{self!r} has no closed form of the log-partition; enumerate it, or learn it")
+
     @abstractmethod
     def neighbours(self, y: Tensor) -> Tensor:
         """Every configuration that is one move away, (..., moves, width)."""
@@ -139,6 +143,11 @@ class Subsets(ConfigurationSpace):
         """y - 1/2, so that the scores are the logits of independent labels."""
         return y - 0.5
 
+    def unary_log_partition(self, scores: Tensor) -> Tensor:
+        """log E_y exp <scores, unary(y)> = Σ log cosh(scores / 2), for labels that are independent."""
+        size = scores.abs()
+        return (size / 2 + F.softplus(-size) - math.log(2)).sum(-1)
+
     def pairs(self, y: Tensor) -> Tensor:
         """±1: whether both are in or both out."""
         i, j = _pairs(self.width, y.device)
@@ -210,6 +219,9 @@ class OneHot(ConfigurationSpace):
 
     def unary_mode(self, scores: Tensor) -> Tensor:
         return F.one_hot(scores.argmax(-1), self.width).to(scores.dtype)
+
+    def unary_log_partition(self, scores: Tensor) -> Tensor:
+        return torch.logsumexp(scores - scores.mean(-1, keepdim=True), -1) - self.log_size
 
     def neighbours(self, y: Tensor) -> Tensor:
         return torch.eye(self.width, dtype=y.dtype, device=y.device).expand(*y.shape[:-1], -1, -1)

@@ -100,6 +100,14 @@ class UnaryEnergy(Energy):
         """The configuration of highest energy, exactly, (..., m)."""
         return self.space.unary_mode(self.network(x))
 
+    def log_partition(self, x: Tensor) -> Tensor:
+        """log E_q exp g(x, y) in closed form, (...), for subsets and single labels.
+
+        Raises:
+            InputError: the space has no closed form.
+        """
+        return self.space.unary_log_partition(self.network(x))
+
 
 class PairwiseEnergy(Energy):
     """g(x, y) = <h(x), u(y)> + <J + B c(x), w(y)>: scores of labels, and couplings of pairs of them.
@@ -259,7 +267,8 @@ class AssignmentEnergy(Energy):
         positions = [torch.from_numpy(linear_sum_assignment(row, maximize=True)[1] + 1) for row in rows]
         if not positions:
             return scores.new_empty(*scores.shape[:-1], k)
-        return torch.stack(positions).to(scores).reshape(*scores.shape[:-1], k)
+        found: Tensor = torch.stack(positions).to(scores).reshape(*scores.shape[:-1], k)
+        return found
 
 
 def _products(scores: Tensor, features: Tensor) -> Tensor:

@@ -42,12 +42,12 @@ class PartitionNetwork(nn.Module):
         self, features: int, hidden: Sequence[int] = (), divergence: str | FDivergence = DEFAULT
     ) -> None:
         super().__init__()
-        self.divergence = find(divergence)
+        self.divergence = divergence
         self.network = mlp(features, hidden, 1)
         last = self.network[-1]
         nn.init.zeros_(last.weight)  # type: ignore[arg-type]
         one = torch.ones((), dtype=torch.float64)
-        nn.init.constant_(last.bias, -float(self.divergence.derivative(one)))  # type: ignore[arg-type]
+        nn.init.constant_(last.bias, -float(find(divergence).derivative(one)))  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         value: Tensor = self.network(x).squeeze(-1)
