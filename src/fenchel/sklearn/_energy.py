@@ -69,6 +69,7 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
     partition_layer_sizes: tuple[int, ...]
     alpha: float
     max_epochs: int
+    partition_epochs: int
     batch_size: int
     learning_rate: float
     early_stopping: bool
@@ -116,6 +117,8 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
         for name, least in (("max_epochs", 1), ("batch_size", 1), ("n_iter_no_change", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, received {getattr(self, name)}")
+        if self.partition_epochs < 0:
+            raise InputError(f"partition_epochs must be at least 0, received {self.partition_epochs}")
         if self.alpha < 0 or not self.learning_rate > 0:
             raise InputError(
                 f"alpha must be >= 0 and learning_rate > 0, received {self.alpha} and {self.learning_rate}"
@@ -202,24 +205,31 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
             return value + 0.5 * self.alpha * penalty
 
         stopper = _Stopper(self, X, y, validation) if held else None
-        self.loss_curve_ = minibatch(
-            loss,
-            parameters,
+        fit = partial(
+            minibatch,
             n_samples=len(train),
-            max_epochs=self.max_epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             generator=generator,
             verbose=self.verbose,
-            name=self._name,
-            after_epoch=stopper,
+        )
+        self.loss_curve_ = fit(
+            loss, parameters, max_epochs=self.max_epochs, name=self._name, after_epoch=stopper
         )
         self.n_iter_ = len(self.loss_curve_)
         if stopper is not None:
             stopper.restore()
+        if self.partition_ is not None and self.partition_epochs:
+            self.energy_.requires_grad_(False)
+            fit(
+                loss,
+                self.partition_.parameters(),
+                max_epochs=self.partition_epochs,
+                name=f"{self._name}, log-partition",
+            )
 
     def _loss(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        observed = self.energy_(x, y)
+        observed: Tensor = self.energy_(x, y)
         if self.partition_ is None:
             if self._independent is not None:
                 return (self._independent.log_partition(x) - observed).mean()

@@ -37,6 +37,8 @@ class LabelRanker(EnergyEstimator):
         partition_layer_sizes: of the network τ; () is linear.
         alpha: the penalty α/2 ||W||² on the weights of the energy.
         max_epochs: passes over the data; of L-BFGS, iterations.
+        partition_epochs: further passes for τ alone, the energy being fixed: they bring log_partition closer
+            to the exact one and leave the predictions as they are.
         batch_size: examples in a step.
         learning_rate: the first; it falls to zero along half a cosine.
         early_stopping: hold out examples, end when their loss has no new minimum, and keep the best.
@@ -79,6 +81,7 @@ class LabelRanker(EnergyEstimator):
         partition_layer_sizes: tuple[int, ...] = (64,),
         alpha: float = 1e-4,
         max_epochs: int = 100,
+        partition_epochs: int = 0,
         batch_size: int = 32,
         learning_rate: float = 5e-3,
         early_stopping: bool = False,
@@ -95,6 +98,7 @@ class LabelRanker(EnergyEstimator):
         self.partition_layer_sizes = partition_layer_sizes
         self.alpha = alpha
         self.max_epochs = max_epochs
+        self.partition_epochs = partition_epochs
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.early_stopping = early_stopping

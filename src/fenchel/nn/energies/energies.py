@@ -262,7 +262,7 @@ class AssignmentEnergy(Energy):
         from scipy.optimize import linear_sum_assignment
 
         k = self.space.width
-        scores = self.network(x).detach()
+        scores: Tensor = self.network(x).detach()
         rows = scores.reshape(-1, k, k).to("cpu", torch.float64).numpy()
         positions = [torch.from_numpy(linear_sum_assignment(row, maximize=True)[1] + 1) for row in rows]
         if not positions:
