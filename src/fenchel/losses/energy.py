@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -39,9 +41,10 @@ def joint_partition_loss(
     sparsemax's over all configurations.
 
     A sample is not clipped: exp(g_k - τ) overflows in float32 where g_k is above τ by 89, and the loss is
-    then inf. Start τ at a sane value (`fenchel.nn.PartitionNetwork`) and clip the norm of the gradients.
-    Where sup dom f* is finite ("reverse-kl", "js", "hellinger") the loss is inf as soon as one
-    g_k - τ is above it: prefer other divergences for training by samples.
+    then inf, and its gradient too. Start τ at a sane value (`fenchel.nn.PartitionNetwork`), and mind that
+    clipping the norm of gradients lowers τ where K is small. Where sup dom f* is finite ("reverse-kl",
+    "js", "hellinger") the loss is inf as soon as one g_k - τ is above it: prefer other divergences for
+    training by samples.
 
     Args:
         energy: g(x, y) of the observations, shape (...), any float dtype; half types are computed in
@@ -83,8 +86,8 @@ def joint_partition_loss(
         sampled = torch.where(kept.unsqueeze(-1), sampled, 0.0)
     for name, values in (("energy", g), ("sampled_energies", sampled), ("log_partition", tau)):
         _check_numbers(values, name)
-    conjugate = record.conjugate(sampled - tau.unsqueeze(-1)).mean(-1)
-    return reduce(tau + conjugate - g, reduction=reduction, mask=mask).to(energy.dtype)
+    expected = _conjugate(record, sampled - tau.unsqueeze(-1)).mean(-1)
+    return reduce(tau + expected - g, reduction=reduction, mask=mask).to(energy.dtype)
 
 
 def exact_partition_loss(
@@ -134,6 +137,22 @@ def exact_partition_loss(
     _check_numbers(g, "energy")
     value = f_softmax(energies, divergence, reference=1 / energies.shape[-1])
     return reduce(value - g, reduction=reduction, mask=mask).to(energy.dtype)
+
+
+def _conjugate(record: FDivergence, v: Tensor) -> Tensor:
+    """f*(v), with the first and second derivatives of the record.
+
+    They are asked for by name, for a record that is derived from f inverts f' by bisection, which has none.
+    """
+    at = v.detach()
+    value = record.conjugate(at)
+    finite = torch.isfinite(value)
+    inside = torch.where(finite, at, 0.0)
+    first, second = record.conjugate_derivative(inside), record.conjugate_second_derivative(inside)
+    step = v - at  # zero, but for its derivative
+    # Where f* is infinite v is positive, and the derivative is infinite as well.
+    beyond = torch.where(finite, 1.0, v) * math.inf
+    return torch.where(finite, value + step * (first + 0.5 * step * second), beyond)
 
 
 def _check_rows_of(energy: Tensor, energies: Tensor, name: str) -> None:
