@@ -110,5 +110,5 @@ def test_a_new_split_holds_the_same_examples(tmp_path: Path) -> None:
     assert one.train_x.shape == split.train_x.shape and not np.array_equal(one.train_x, other.train_x)
     rows = lambda s: sorted(
         map(tuple, np.hstack([np.vstack([s.train_x, s.test_x]), np.vstack([s.train_y, s.test_y])]))
-    )  # noqa: E501, E731
+    )
     assert rows(one) == rows(split)

@@ -7,6 +7,7 @@ from fenchel.losses.binary_fitzpatrick import (
 )
 from fenchel.losses.distillation import distillation_loss
 from fenchel.losses.early_learning import early_learning_regularization, update_ema_target
+from fenchel.losses.energy import exact_partition_loss, joint_partition_loss
 from fenchel.losses.fenchel_young import fenchel_young_loss
 from fenchel.losses.fitzpatrick import fitzpatrick_logistic_loss, fitzpatrick_sparsemax_loss
 from fenchel.losses.linear import linear_distillation_loss, linear_fenchel_young_loss
@@ -27,9 +28,11 @@ __all__ = [
     "binary_fitzpatrick_sparsemax_loss",
     "distillation_loss",
     "early_learning_regularization",
+    "exact_partition_loss",
     "fenchel_young_loss",
     "fitzpatrick_logistic_loss",
     "fitzpatrick_sparsemax_loss",
+    "joint_partition_loss",
     "linear_distillation_loss",
     "linear_fenchel_young_loss",
     "linear_fitzpatrick_logistic_loss",

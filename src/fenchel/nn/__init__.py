@@ -1,6 +1,18 @@
 """Modules, only where there is state to hold."""
 
 from fenchel.nn.expert_choice import softmax_expert_choice, sparse_expert_choice
+from fenchel.nn.energies import (
+    AssignmentEnergy,
+    BilinearEnergy,
+    Energy,
+    JointEnergy,
+    OneHot,
+    PairwiseEnergy,
+    PartitionNetwork,
+    Permutations,
+    Subsets,
+    UnaryEnergy,
+)
 from fenchel.nn.fenchel_young import FenchelYoungLoss
 from fenchel.nn.moe import MoEFeedForward, auxiliary_loss
 from fenchel.nn.routers import Router, SoftRouter
@@ -21,4 +33,15 @@ __all__ = [
     "softmax_token_choice",
     "sparse_expert_choice",
     "sparse_token_choice",
+    "AssignmentEnergy",
+    "BilinearEnergy",
+    "Energy",
+    "FenchelYoungLoss",
+    "JointEnergy",
+    "OneHot",
+    "PairwiseEnergy",
+    "PartitionNetwork",
+    "Permutations",
+    "Subsets",
+    "UnaryEnergy",
 ]
