@@ -12,26 +12,26 @@ from fenchel.operators.softargmax import (
     softmax,
     sparsemax,
 )
-from fenchel.operators.transport import Transport, entropic_transport, quadratic_transport, sparse_transport
 from fenchel.operators.sorting import soft_rank, soft_sort
 from fenchel.operators.topk import topk_magnitude, topk_mask
 from fenchel.operators.topk_smooth import entropic_topk_mask, perturbed_topk_mask
+from fenchel.operators.transport import Transport, entropic_transport, quadratic_transport, sparse_transport
 
 __all__ = [
     "Transport",
     "entmax15",
-    "entropic_transport",
     "entropic_topk_mask",
+    "entropic_transport",
     "f_divergence",
     "f_softargmax",
     "f_softmax",
     "f_threshold",
-    "quadratic_transport",
     "isotonic_regression",
     "perturbed_topk_mask",
     "project_capped_simplex",
     "project_permutahedron",
     "project_simplex",
+    "quadratic_transport",
     "sharded_f_softargmax",
     "soft_rank",
     "soft_sort",
