@@ -32,7 +32,7 @@ from fenchel.losses import (
     update_ema_target,
     uskd_loss,
 )
-from fenchel.nn import FenchelYoungLoss
+from fenchel.nn import FenchelYoungLoss, MagnitudePruning, anneal_pruning, finish_pruning, prune_magnitude
 from fenchel.operators import (
     entmax15,
     entropic_topk_mask,
@@ -62,9 +62,11 @@ __all__ = [
     "FenchelYoungLoss",
     "HackingWatch",
     "InputError",
+    "MagnitudePruning",
     "PowerLaw",
     "TopK",
     "alpha",
+    "anneal_pruning",
     "balanced_divergence_loss",
     "departure",
     "distillation_loss",
@@ -79,6 +81,7 @@ __all__ = [
     "f_softmax",
     "f_threshold",
     "fenchel_young_loss",
+    "finish_pruning",
     "fit_power_law",
     "isotonic_regression",
     "linear_distillation_loss",
@@ -92,6 +95,7 @@ __all__ = [
     "project_capped_simplex",
     "project_permutahedron",
     "project_simplex",
+    "prune_magnitude",
     "reduce",
     "self_overlap",
     "sharded_f_softargmax",
