@@ -15,10 +15,13 @@ from fenchel.operators.softargmax import (
 from fenchel.operators.sorting import soft_rank, soft_sort
 from fenchel.operators.topk import topk_magnitude, topk_mask
 from fenchel.operators.topk_smooth import entropic_topk_mask, perturbed_topk_mask
+from fenchel.operators.transport import Transport, entropic_transport, quadratic_transport, sparse_transport
 
 __all__ = [
+    "Transport",
     "entmax15",
     "entropic_topk_mask",
+    "entropic_transport",
     "f_divergence",
     "f_softargmax",
     "f_softmax",
@@ -28,10 +31,12 @@ __all__ = [
     "project_capped_simplex",
     "project_permutahedron",
     "project_simplex",
+    "quadratic_transport",
     "sharded_f_softargmax",
     "soft_rank",
     "soft_sort",
     "softmax",
+    "sparse_transport",
     "sparsemax",
     "topk_magnitude",
     "topk_mask",
