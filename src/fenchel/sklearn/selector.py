@@ -30,9 +30,12 @@ class SoftTopKSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]  # s
 
     It minimises the loss of (m ⊙ x) W + b plus alpha / 2 ||W||² over W, b and the scores θ of the features,
     where m = topk_mask(θ, k) is between 0 and 1 with sum k. The regularization of the mask falls during
-    the training, so that it begins with all features and ends with k. Unlike a test of one feature at a
-    time it sees what features do together, and of two that say the same it needs only one. Mini-batches
-    of standardised features, with AdamW.
+    the training, so that it begins with all features and ends with k. Mini-batches of standardised
+    features, with AdamW.
+
+    Unlike a test of one feature at a time, of two features that say the same it needs only one. Features
+    that are of use only together, each hiding what the other says, may lose to features that are of use
+    alone: all compete from the beginning, and the problem is not convex.
 
     Args:
         n_features_to_select: k, at least 1; half of the features by default.
