@@ -12,6 +12,7 @@ import matplotlib.style
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
 import fenchel
@@ -33,6 +34,9 @@ def panels(name: str, titles: list[str], height: float = 3.2, width: float = 4.3
         for one, title in zip(axes, titles, strict=True):
             one.set_title(title, loc="left", fontsize=9, color=MUTED)
         yield axes
+        for one in axes:
+            if one.get_xscale() == "log":
+                one.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         figure.savefig(IMAGES / f"{name}.png", dpi=130)
     print(f"wrote images/{name}.png")
 
@@ -110,7 +114,7 @@ def topk() -> None:
             one.set(xscale="log", xlabel="regularization", ylim=(-0.03, 1.05))
         axes[2].set_xlabel("temperature")
         axes[0].set_ylabel("mask (dotted: share of nonzeros)")
-        axes[0].legend(title="score", ncols=2, fontsize=7.5)
+        axes[2].legend(title="score", fontsize=7.5, loc="upper right")
 
 
 def projections() -> None:
@@ -130,14 +134,17 @@ def projections() -> None:
                 one.plot(strengths, ranks[:, i], color=colour, label=f"{values[i]:.1f}")
             one.set(xscale="log", xlabel="regularization")
         axes[1].set_ylabel("rank")
-        axes[1].legend(title="value", ncols=2, fontsize=7.5)
+        axes[2].legend(title="value", fontsize=7.5, loc="upper right")
 
 
 def transport() -> None:
     """Plans between the same masses under three regularisers."""
     n = 40
     x = torch.linspace(0, 1, n, dtype=torch.float64)
-    bump = lambda centre, width: (-((x - centre) ** 2) / (2 * width**2)).exp()  # noqa: E731
+
+    def bump(centre: float, width: float) -> Tensor:
+        return (-((x - centre) ** 2) / (2 * width**2)).exp()
+
     a = bump(0.3, 0.1) + 0.7 * bump(0.75, 0.06) + 0.02
     b = bump(0.5, 0.13) + 0.4 * bump(0.2, 0.05) + 0.02
     a, b = a / a.sum(), b / b.sum()
@@ -155,13 +162,93 @@ def transport() -> None:
     with panels("transport", titles, width=3.2, height=3.5) as axes:
         for one, plan in zip(axes, plans.values(), strict=True):
             shown = torch.where(plan > 1e-6 * b, plan, float("nan"))
-            one.imshow(shown.numpy() ** 0.5, cmap="viridis_r", aspect="equal")
+            one.imshow(shown.numpy() ** 0.5, cmap="viridis_r", aspect="auto")
             one.set(xlabel="target", xticks=[], yticks=[])
             one.grid(visible=False)
         axes[0].set_ylabel("source")
 
 
-PICTURES = (fitzpatrick, operators, topk, projections, transport)
+def routers() -> None:
+    """Loads of the experts under every router, from logits that favour some experts."""
+    from fenchel import nn
+
+    tokens, experts, k = 1024, 16, 2
+    generator = torch.Generator().manual_seed(0)
+    bias = torch.linspace(1.2, -1.2, experts)
+    logits = torch.randn(tokens, experts, generator=generator) + bias
+    capacity = math.ceil(1.25 * k * tokens / experts)
+    equal = k * tokens // experts
+    found: dict[str, nn.Routing | nn.SoftRouting] = {
+        "softmax token choice": nn.softmax_token_choice(logits, k=k, capacity=capacity),
+        "Sinkhorn token choice": nn.sinkhorn_token_choice(logits, k=k, capacity=capacity),
+        "sparse token choice": nn.sparse_token_choice(logits, k=k, capacity=capacity),
+        "softmax expert choice": nn.softmax_expert_choice(logits, capacity=equal),
+        "sparse expert choice": nn.sparse_expert_choice(logits, capacity=equal),
+        "soft": nn.soft_routing(logits.unsqueeze(-1).repeat(1, 1, equal)),
+    }
+    titles = [f"{name}\ndropped {100 * float(each.dropped):.1f} %" for name, each in found.items()]
+    with panels("routers", titles, width=2.15, height=2.9) as axes:
+        for one, (name, each) in zip(axes, found.items(), strict=True):
+            at = list(range(experts))
+            if name.endswith("token choice"):
+                one.bar(at, each.demand.tolist(), color=INK["grid"][0], width=0.8)
+            one.bar(at, each.load.tolist(), color=COLOURS[0], width=0.8)
+            one.set(xlabel="expert", ylim=(0, 1.05 * float(found["softmax token choice"].demand.max())))
+            one.set_xticks([])
+        axes[0].set_ylabel("tokens")
+
+
+def energies() -> None:
+    """The learned log-partition against enumeration, on inputs that were not trained on."""
+    from fenchel.nn import PairwiseEnergy, PartitionNetwork, Subsets
+    from fenchel.nn.energies import mlp
+
+    space, inputs = Subsets(8), 5
+    everything = space.enumerate().unsqueeze(0)
+    torch.manual_seed(0)
+    truth = PairwiseEnergy(mlp(inputs, [], 8), space)
+    with torch.no_grad():
+        truth.constant.normal_(0, 0.4)
+        truth.network[0].weight.mul_(3)  # type: ignore[index]
+    x = torch.randn(1400, inputs)
+    with torch.no_grad():
+        chosen = torch.distributions.Categorical(logits=truth(x, everything)).sample()
+    y = everything[0, chosen]
+    seen, unseen = slice(0, 1000), slice(1000, 1400)
+    counts = (1, 10, 100)
+    found = {}
+    for samples in counts:
+        torch.manual_seed(1)
+        energy, partition = PairwiseEnergy(mlp(inputs, [32], 8), space), PartitionNetwork(inputs, [32])
+        optimizer = torch.optim.AdamW([*energy.parameters(), *partition.parameters()], lr=3e-3)
+        for step in range(1500):
+            rows = torch.randint(0, 1000, (128,))
+            sampled = energy(x[seen][rows], space.sample((128, samples)))
+            value = fenchel.joint_partition_loss(
+                energy(x[seen][rows], y[seen][rows]), sampled, partition(x[seen][rows])
+            )
+            optimizer.zero_grad()
+            value.backward()
+            torch.nn.utils.clip_grad_norm_([*energy.parameters(), *partition.parameters()], 5.0)
+            optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / 1500)
+            optimizer.step()
+        with torch.no_grad():
+            exact = torch.logsumexp(energy(x[unseen], everything), -1) - space.log_size
+            found[samples] = exact, partition(x[unseen])
+    titles = [
+        f"{n} sample{'s' * (n > 1)}: mean error {float((a - b).abs().mean()):.2f}"
+        for n, (a, b) in found.items()
+    ]
+    with panels("energies", titles, width=3.3) as axes:
+        for one, (exact, learned) in zip(axes, found.values(), strict=True):
+            one.plot(exact, learned, ".", color=COLOURS[0], markersize=3)
+            ends = [float(exact.min()), float(exact.max())]
+            one.plot(ends, ends, color=MUTED, linewidth=0.8)
+            one.set(xlabel="log E exp g, by enumeration")
+        axes[0].set_ylabel("learned τ(x)")
+
+
+PICTURES = (fitzpatrick, operators, topk, projections, transport, routers, energies)
 
 
 def main(names: list[str]) -> None:
