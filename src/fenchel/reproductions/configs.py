@@ -14,6 +14,7 @@ NAMES = (
     "gkd",
     "f-divergence-losses",
     "fitzpatrick",
+    "sparse-topk",
 )
 SCALES = ("small", "medium", "large")
 
