@@ -11,6 +11,7 @@ from fenchel.losses.progressive import progressive_self_distillation_loss, progr
 from fenchel.losses.reduce import reduce
 from fenchel.losses.sharded import sharded_fenchel_young_loss, sharded_linear_fenchel_young_loss
 from fenchel.losses.sinkhorn import sinkhorn_loss
+from fenchel.losses.transport import sinkhorn_divergence
 from fenchel.losses.truncated import TopK
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "reduce",
     "sharded_fenchel_young_loss",
     "sharded_linear_fenchel_young_loss",
+    "sinkhorn_divergence",
     "sinkhorn_loss",
     "update_ema_target",
     "uskd_loss",
