@@ -33,7 +33,8 @@ class Router(torch.nn.Module):
     """Routes tokens by a linear map and one of the methods of sparse routing.
 
     The logits and all that follows are computed in float32 or wider, whatever the dtype of the tokens and
-    under autocast too: half types would choose other experts.
+    under autocast too: half types would choose other experts. `torch.compile` breaks its graph at the
+    transport of the Sinkhorn and sparse methods, not at softmax.
 
     Args:
         d_model: the width d of the tokens.
