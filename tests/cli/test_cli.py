@@ -391,6 +391,10 @@ class TestFailures:
                 ModuleNotFoundError("", name="matplotlib"),
                 'matplotlib is not installed; pip install "fenchel[train,report]"',
             ),
+            (
+                ModuleNotFoundError("", name="sklearn.datasets"),
+                'sklearn is not installed; pip install "fenchel[train,sklearn]"',
+            ),
         ],
     )
     def test_that_the_user_can_mend(self, error: Exception, said: str, fail: Any, library: Library) -> None:

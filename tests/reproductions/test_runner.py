@@ -181,6 +181,26 @@ def test_directories_of_others_are_refused(
     assert (mine / "thesis.txt").read_text() == "years of work" and toy.trained == []
 
 
+def test_tables_reach_the_recipe_that_reads_some(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @dataclass(frozen=True)
+    class Reader(Recipe):
+        data: str | None = None
+
+    command = ["reproduce", NAME, "--out", str(tmp_path / "out")]
+    assert main([*command, "--data", str(tmp_path)]) == 2
+    assert "gkd reads no tables; run it without --data" in capsys.readouterr().err
+    monkeypatch.setattr(runner.reproduction(NAME), "recipe", lambda scale: Reader())
+    assert main([*command, "--data", str(tmp_path / "nowhere")]) == 2
+    assert "--data must be a directory of tables" in capsys.readouterr().err
+    assert main([*command, "--data", str(tmp_path)]) == 0
+    (run,) = read(tmp_path / "out" / f"{NAME}.jsonl")
+    assert run["recipe"]["data"] == str(tmp_path)
+    page = json.loads((tmp_path / "out" / "gkd-small" / "results.json").read_text())
+    assert f"--data {tmp_path}" in page["command"]
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [

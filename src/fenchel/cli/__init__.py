@@ -17,8 +17,8 @@ from fenchel.errors import InputError
 
 _OK, _UNEXPECTED, _BAD_INPUT, _INTERRUPTED = 0, 1, 2, 130
 
-# Modules of the extra `report`; every other module that may be missing belongs to `train`.
-_REPORT_MODULES = ("matplotlib", "jinja2")
+# The extras of modules that may be missing, beside `train`, to which every other belongs.
+_EXTRAS = {"matplotlib": "report", "jinja2": "report", "sklearn": "sklearn", "scipy": "sklearn"}
 _USER_OS_ERRORS = {
     errno.ENOENT: "no such file or directory",
     errno.EACCES: "no permission",
@@ -83,7 +83,7 @@ def _user_message(error: Exception) -> str | None:
         module = error.name.partition(".")[0]
         if module == "fenchel":
             return None
-        extras = "train,report" if module in _REPORT_MODULES else "train"
+        extras = ",".join(["train", *([_EXTRAS[module]] if module in _EXTRAS else [])])
         return f'{module} is not installed; pip install "fenchel[{extras}]"'
     if isinstance(error, OSError) and error.errno in _USER_OS_ERRORS:
         where = f": {str(error.filename)!r}" if error.filename is not None else ""

@@ -151,7 +151,9 @@ class FDivergence:
         u = self.conjugate_derivative(v)
         inside = (u > 0) & (v <= self.slope)
         value = self.conjugate_of_ratio(torch.where(inside, u, 1.0)) - self.gauge
-        return torch.where(inside, value, torch.where(v <= self.slope, -self.at_zero, math.inf))
+        # Not a where of two numbers, which would be float32.
+        below = torch.full_like(v, -self.at_zero)
+        return torch.where(inside, value, torch.where(v <= self.slope, below, math.inf))
 
     def conjugate_second_derivative(self, v: Tensor) -> Tensor:
         """f*''(v) = 1 / f''(u) at u = f*'(v); 0 for v <= f'(0)."""

@@ -9,7 +9,12 @@ from typing import TypeVar
 from fenchel.errors import InputError, nearest
 
 # Names with hyphens; the module of each has underscores.
-NAMES = ("teacher-hacking", "gkd", "f-divergence-losses")
+NAMES = (
+    "teacher-hacking",
+    "gkd",
+    "f-divergence-losses",
+    "fitzpatrick",
+)
 SCALES = ("small", "medium", "large")
 
 T = TypeVar("T")
@@ -56,6 +61,13 @@ class ReproduceConfig:
     out: str = field(
         default="fenchel-reproductions",
         metadata={"help": "directory of the records (NAME.jsonl) and of the runs (NAME-SCALE/report.html)"},
+    )
+    data: str | None = field(
+        default=None,
+        metadata={
+            "help": "directory of published tables, for those that read some (docs/reproductions.md); by "
+            "default they run on what scikit-learn ships"
+        },
     )
     seeds: int | None = field(
         default=None, metadata={"help": "number of seeds; by default the recipe's, at least 3"}

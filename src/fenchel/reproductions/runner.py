@@ -4,7 +4,8 @@ A reproduction is a module of this package, in a file or a directory of its own:
 
     NAME, TITLE, PAPER                      PAPER: authors, year, arXiv id
     CLAIMS: tuple[Claim, ...]
-    recipe(scale) -> a frozen dataclass     the whole configuration; it has a field `seeds: int`
+    recipe(scale) -> a frozen dataclass     the whole configuration; it has a field `seeds: int`, and if it
+                                            reads published tables `data: str | None = None`, their directory
     measure(recipe, workspace, progress)    -> results, plain JSON; every training is a unit of the
                                             workspace, so that an interrupted run goes on
     claim(results) -> list[Verdict]         one for each of CLAIMS, in their order
@@ -72,6 +73,8 @@ def run(config: ReproduceConfig) -> Path:
     recipe = paper.recipe(scale)
     if config.seeds is not None:
         recipe = replace(recipe, seeds=config.seeds)
+    if config.data is not None:
+        recipe = _with_data(recipe, name, config.data)
     directory = Path(config.out)
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{config.out!r} is a file; name a directory with --out")
@@ -104,6 +107,14 @@ def run(config: ReproduceConfig) -> Path:
     for claim, verdict in zip(paper.CLAIMS, verdicts, strict=True):
         console.print(f"{SIGNS[verdict.verdict]:<4}{claim.statement} ({verdict.figures})", highlight=False)
     return path
+
+
+def _with_data(recipe: Any, name: str, data: str) -> Any:
+    if getattr(recipe, "data", "") is not None:
+        raise InputError(f"{name} reads no tables; run it without --data")
+    if not Path(data).is_dir():
+        raise InputError(f"--data must be a directory of tables, received {data!r}")
+    return replace(recipe, data=data)
 
 
 def listing(out: str) -> None:
@@ -173,6 +184,7 @@ def _claims(paper: Reproduction, verdicts: list[Verdict]) -> list[dict[str, Any]
 
 def _command(config: ReproduceConfig) -> str:
     words = ["fenchel", "reproduce", str(config.name), "--scale", config.scale, "--out", config.out]
+    words += ["--data", config.data] if config.data is not None else []
     return shlex.join(words + (["--seeds", str(config.seeds)] if config.seeds is not None else []))
 
 

@@ -40,6 +40,29 @@ def lbfgs(objective: Objective, x: Tensor, *, iterations: int, enough: Callable[
     return x
 
 
+def adam(
+    objective: Objective, x: Tensor, *, size: Tensor, iterations: int, enough: Callable[[Tensor], bool]
+) -> Tensor:
+    """The best point of Adam with steps that shrink from `size` (B,) to zero, for every row of x (B, d).
+
+    At a kink, where no direction of L-BFGS ascends, such steps still come nearer.
+    """
+    first, second = torch.zeros_like(x), torch.zeros_like(x)
+    best, best_value = x, torch.full_like(size, -torch.inf)
+    for i in range(1, iterations + 1):
+        value, gradient = objective(x)
+        best = torch.where((value > best_value).unsqueeze(-1), x, best)
+        best_value = torch.maximum(value, best_value)
+        if enough(gradient):
+            break
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient.square()
+        scale = (second / (1 - 0.999**i)).sqrt() + torch.finfo(x.dtype).tiny
+        step = size * (1 - (i - 1) / iterations) / (1 - 0.9**i)
+        x = x + step.unsqueeze(-1) * first / scale
+    return best
+
+
 def _two_loops(gradient: Tensor, steps: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     """The inverse Hessian of the last steps times the gradient."""
     q, weights = gradient, []

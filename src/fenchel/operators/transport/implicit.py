@@ -166,7 +166,7 @@ class _TransformableEnvelope(_Envelope):
     @staticmethod
     def jvp(ctx: Any, _: None, cost: Tensor | None, a: Tensor | None, b: Tensor | None, *__: Any) -> Tensor:
         plan, f, g = ctx.saved_tensors
-        moved = plan.new_zeros(plan.shape[:-2])
+        moved: Tensor = plan.new_zeros(plan.shape[:-2])
         if cost is not None:
             moved = moved + (plan * cost).sum((-1, -2))
         for potential, tangent in ((f, a), (g, b)):

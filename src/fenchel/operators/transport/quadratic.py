@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fenchel.checks import looked
-from fenchel.operators.transport.ascent import lbfgs
+from fenchel.operators.transport.ascent import adam, lbfgs
 from fenchel.operators.transport.implicit import Potentials, centred, envelope, residual, solve
 from fenchel.operators.transport.problem import Problem, Transport, prepare, zeros_out
 
@@ -24,7 +24,7 @@ def quadratic_transport(
     b: Tensor | None = None,
     *,
     regularization: float = 0.1,
-    iterations: int = 500,
+    iterations: int = 1000,
     tolerance: float = 1e-6,
 ) -> Transport:
     """The plan of least cost with a squared norm: argmin <T, C> + γ/2 ||T||², T >= 0, T1 = a, Tᵀ1 = b.
@@ -104,12 +104,16 @@ class TopColumns:
             row = self._maximum(scaled, row, _COARSE_STEPS, _NEWTON_STEPS, 1e-2 / max(cost.shape[-2:]))
             row = _RATIO * row
         row = self._maximum(problem, row, self.iterations, _LAST_NEWTON_STEPS, self.tolerance)
+        if self.k is not None:
+            row = self._past_kinks(problem, row)
         column = self._columns(problem, row)[0]
         reduced = problem._replace(cost=cost - row.unsqueeze(-1) - column.unsqueeze(-2))
         row_step = self._newton(reduced, torch.zeros_like(a), _NEWTON_STEPS, self.tolerance)
         return Potentials(row, column, row_step, self._columns(reduced, row_step)[0])
 
-    def _maximum(self, problem: Problem, row: Tensor, steps: int, last_steps: int, tolerance: float) -> Tensor:
+    def _maximum(
+        self, problem: Problem, row: Tensor, steps: int, last_steps: int, tolerance: float
+    ) -> Tensor:
         """The row potentials at the maximum, from a guess."""
         cost, a, b = problem
         m, allowed = a.shape[-1], tolerance * a.sum(-1, keepdim=True)
@@ -135,6 +139,21 @@ class TopColumns:
             row = lbfgs(dual, start, iterations=steps, enough=enough)[..., :m]
         return self._newton(problem, row, last_steps, tolerance)
 
+    def _past_kinks(self, problem: Problem, row: Tensor) -> Tensor:
+        """Nearer to a maximum which lies where the selection of the k largest changes."""
+        a, b = problem.a, problem.b
+        allowed = self.tolerance * a.sum(-1, keepdim=True)
+
+        def semidual(row: Tensor) -> tuple[Tensor, Tensor]:
+            _, plan, value = self._columns(problem, row)
+            return value, a - plan.sum(-1)
+
+        def enough(gradient: Tensor) -> bool:
+            return bool((gradient.abs() <= allowed).all())
+
+        # In these units a potential and a cell of the plan are of one size.
+        return adam(semidual, row, size=0.5 * b.mean(-1), iterations=self.iterations, enough=enough)
+
     def _columns(self, problem: Problem, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The column potentials which give the plan its column sums, the plan, and the semi-dual's value."""
         cost, _, b = problem
@@ -143,7 +162,8 @@ class TopColumns:
         excess = top.cumsum(-1) - b.unsqueeze(-1)
         count = torch.arange(1, top.shape[-1] + 1, dtype=top.dtype, device=top.device)
         support = (top * count > excess).sum(-1, keepdim=True).clamp(min=1)
-        column = -(excess.gather(-1, support - 1) / support).squeeze(-1)
+        # A column without mass has no cell.
+        column = torch.where(b > 0, -(excess.gather(-1, support - 1) / support).squeeze(-1), 0.0)
         plan = self.plan(row.unsqueeze(-1) + column.unsqueeze(-2) - cost)
         return column, plan, _dual_value(problem, row, column, plan)
 
@@ -177,11 +197,15 @@ class TopColumns:
             plan = torch.where(accepted.unsqueeze(-1).unsqueeze(-1), ahead, plan)
             value = torch.where(accepted, trial_value, value)
             eased = torch.where(share > 0.7, damping / 10, torch.where(share < 0.3, 2 * damping, damping))
-            damping = torch.where(accepted, torch.where(closer, damping / 10, eased).clamp(min=1e-12), 5 * damping)
+            damping = torch.where(
+                accepted, torch.where(closer, damping / 10, eased).clamp(min=1e-12), 5 * damping
+            )
         return row
 
 
-def solve_quadratic(problem: Problem, link: TopColumns, regularization: float, dtype: torch.dtype) -> Transport:
+def solve_quadratic(
+    problem: Problem, link: TopColumns, regularization: float, dtype: torch.dtype
+) -> Transport:
     """The transport of a link, in the units of the cost and in `dtype`."""
     scaled = zeros_out(problem.cost / regularization, problem.a, problem.b)
     found = solve(Problem(scaled, problem.a, problem.b), link)

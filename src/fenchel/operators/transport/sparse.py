@@ -17,7 +17,7 @@ def sparse_transport(
     k: int,
     regularization: float = 0.1,
     semidual: bool = True,
-    iterations: int = 500,
+    iterations: int = 1000,
     tolerance: float = 1e-6,
 ) -> Transport:
     """A plan of least cost with at most k nonzeros a column: min <T, C> + γ/2 ||T||², ||T_:j||_0 <= k.
@@ -46,7 +46,7 @@ def sparse_transport(
             maximum better conditioned, where k keeps the plan sparse.
         semidual: maximise over f alone, with g exact; otherwise over both. The maximum is the same; a step
             of the semi-dual costs more, and fewer are needed.
-        iterations: the most steps of L-BFGS.
+        iterations: the most steps of L-BFGS, and then of Adam where the maximum is at a kink.
         tolerance: stop when no marginal is violated by more than this share of M, over the whole batch.
 
     Returns:
@@ -69,6 +69,8 @@ def sparse_transport(
     problem = prepare(cost, a, b, regularization, iterations, tolerance)
     rows = cost.shape[-2]
     if not isinstance(k, int) or not 1 <= k <= rows:
-        raise InputError(f"k must be an integer in [1, {rows}], the rows of cost {tuple(cost.shape)}, received {k}")
+        raise InputError(
+            f"k must be an integer in [1, {rows}], the rows of cost {tuple(cost.shape)}, received {k}"
+        )
     link = TopColumns(None if k == rows else k, semidual, iterations, tolerance)
     return solve_quadratic(problem, link, regularization, cost.dtype)
