@@ -14,6 +14,7 @@ NAMES = (
     "gkd",
     "f-divergence-losses",
     "fitzpatrick",
+    "moe-routers",
 )
 SCALES = ("small", "medium", "large")
 
