@@ -187,7 +187,11 @@ class SoftRouter(torch.nn.Module):
             tokens = F.normalize(_wide(x), dim=-1)
             keys = self.scale.to(tokens.dtype) * F.normalize(self.weight.to(tokens.dtype), dim=-1)
             logits = F.linear(tokens, keys.flatten(0, 1)).unflatten(-1, (experts, slots))
-            return soft_routing(logits, mask=mask), logits.new_zeros(())
+            return self.route(logits, mask), logits.new_zeros(())
+
+    def route(self, logits: Tensor, mask: Tensor | None = None) -> SoftRouting:
+        """The routing of logits (..., T, E, C)."""
+        return soft_routing(logits, mask=mask)
 
     def extra_repr(self) -> str:
         experts, slots, d_model = self.weight.shape
