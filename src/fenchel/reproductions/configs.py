@@ -15,6 +15,7 @@ NAMES = (
     "f-divergence-losses",
     "fitzpatrick",
     "sparse-topk",
+    "moe-routers",
 )
 SCALES = ("small", "medium", "large")
 
