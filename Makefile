@@ -24,7 +24,7 @@ ALL := $(VENV)/.installed-all
 DEV := $(VENV)/.installed-dev
 RUNTIME := $(or $(wildcard $(DEV)),$(ALL))
 
-.PHONY: help demo test test-slow lint docs bench clean
+.PHONY: help demo test test-slow lint docs pictures bench clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -46,6 +46,9 @@ lint: $(DEV)  ## check style, types and that docs/methods.md is fresh
 
 docs: $(DEV)  ## write docs/methods.md from the docstrings
 	@$(BIN)/python docs/build_methods.py
+
+pictures: $(DEV)  ## draw the pictures of the guides
+	@$(BIN)/python docs/build_pictures.py
 
 bench: $(VENV)/.installed-bench  ## run the benchmarks of a CPU and write their table; 10 minutes on 2 cores
 	@$(BIN)/python benchmarks/softargmax.py

@@ -354,6 +354,7 @@ def test_no_rows(op: str) -> None:
         "token_support": (x, target, None, record, 10),
         "distillation": (x, x, record, 1.0, x),
         "topk_distillation": (x, target.view(0, 1), x[:, :1], x[:, 0], record, 1.0, x),
+        "isotonic": ("mean", x),
     }
     result = implementation(op, record, x, impl="cpu")(*arguments[op])
     assert all(len(part) == 0 for part in (result if isinstance(result, tuple) else (result,)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fenchel import InputError
-from fenchel.reproductions.tabular import label_ranking, multilabel, resplit
+from fenchel.reproductions.tabular import Split, label_ranking, multilabel, resplit
 
 XML = '<labels xmlns="http://mulan"><label name="it\'s wet"></label><label name="cold"></label></labels>'
 HEAD = r"""@relation weather
@@ -108,7 +108,9 @@ def test_a_new_split_holds_the_same_examples(tmp_path: Path) -> None:
     one, same, other = resplit(split, 1), resplit(split, 1), resplit(split, 2)
     np.testing.assert_array_equal(one.train_x, same.train_x)
     assert one.train_x.shape == split.train_x.shape and not np.array_equal(one.train_x, other.train_x)
-    rows = lambda s: sorted(
-        map(tuple, np.hstack([np.vstack([s.train_x, s.test_x]), np.vstack([s.train_y, s.test_y])]))
-    )
+
+    def rows(s: Split) -> list[tuple[float, ...]]:
+        x, y = np.vstack([s.train_x, s.test_x]), np.vstack([s.train_y, s.test_y])
+        return sorted(map(tuple, np.hstack([x, y])))
+
     assert rows(one) == rows(split)

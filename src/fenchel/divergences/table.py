@@ -142,7 +142,7 @@ def _alpha(a: float) -> FDivergence:
     )
 
 
-def _wright_omega(x: Tensor) -> Tensor:
+def wright_omega(x: Tensor) -> Tensor:
     """ω(x), the root of ω + ln ω = x, to working precision (Fritsch's iteration, fourth order)."""
     # Padé's approximant of ω in e^x, Taylor's of ω in x, and the asymptotic series: 4 % at most, of which one
     # iteration leaves 4e-9.
@@ -167,7 +167,7 @@ def _jeffreys() -> FDivergence:
     def shift(u: Tensor, gap: Tensor) -> Tensor:
         inside = torch.isfinite(gap)
         x = 1 / u - u.log() + torch.where(inside, gap, 0.0)
-        return torch.where(inside, 1 / _wright_omega(x), 0.0)
+        return torch.where(inside, 1 / wright_omega(x), 0.0)
 
     return FDivergence(
         "jeffreys",

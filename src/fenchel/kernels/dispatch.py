@@ -38,9 +38,16 @@ OPERATIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "token_support": ("cpu", "eager"),
         "distillation": ("triton", "cpu", "eager"),
         "topk_distillation": ("triton", "cpu", "eager"),
+        "isotonic": ("cpu", "eager"),
+        "isotonic_gradient": ("eager",),
+        "isotonic_tangent": ("eager",),
+        "dykstra": ("eager",),
     }
 )
 """The operations, and who implements them."""
+
+OF_NO_DIVERGENCE = frozenset({"isotonic", "isotonic_gradient", "isotonic_tangent", "dykstra"})
+"""The operations that no record belongs to."""
 
 
 class Choice(NamedTuple):
@@ -73,7 +80,7 @@ def which(
     Args:
         op: one of `fenchel.kernels.dispatch.OPERATIONS`, such as "softargmax" or "token_loss".
         tensors: its tensors, the scores first, then the reference measure if there is one.
-        divergence: the divergence: a name or a record.
+        divergence: the divergence: a name or a record; not looked at where the operation has none.
         impl: what was asked for: "auto", "eager", "cpu" or "triton".
 
     Returns:
@@ -89,13 +96,13 @@ def which(
     """
     if op not in OPERATIONS:
         raise InputError(f"unknown operation {op!r}{nearest(op, OPERATIONS)}; known: {', '.join(OPERATIONS)}")
-    return _choose(op, find(divergence), tensors, impl)
+    return _choose(op, None if op in OF_NO_DIVERGENCE else find(divergence), tensors, impl)
 
 
 def implementation(
-    op: str, record: FDivergence, *tensors: Tensor | None, impl: str = "auto"
+    op: str, record: FDivergence | None, *tensors: Tensor | None, impl: str = "auto"
 ) -> Callable[..., Any]:
-    """The function that runs `op` on such tensors."""
+    """The function that runs `op` on such tensors; `record` is None for one of no divergence."""
     function: Callable[..., Any]
     if impl == "eager" or torch.compiler.is_compiling():  # a compiler makes kernels of its own
         function = getattr(eager, op)
@@ -104,7 +111,7 @@ def implementation(
     return function
 
 
-def _choose(op: str, record: FDivergence, tensors: tuple[Tensor | None, ...], impl: str) -> Choice:
+def _choose(op: str, record: FDivergence | None, tensors: tuple[Tensor | None, ...], impl: str) -> Choice:
     if impl != "auto" and impl not in MODULES:
         raise InputError(f"impl must be auto, {', '.join(MODULES)}, received {impl!r}")
     present = tuple(tensor for tensor in tensors if tensor is not None)
@@ -117,7 +124,8 @@ def _choose(op: str, record: FDivergence, tensors: tuple[Tensor | None, ...], im
         if reason is None:
             return Choice(name, MappingProxyType(refusals))
         refusals[name] = reason
-    raise InputError(f"impl={impl!r} cannot run {op} of {record.name}: {refusals[impl]}")
+    name = f"{op} of {record.name}" if record else op
+    raise InputError(f"impl={impl!r} cannot run {name}: {refusals[impl]}")
 
 
 def _module(name: str) -> ModuleType:

@@ -14,6 +14,10 @@ from fenchel.divergences import FDivergence
 from fenchel.divergences.buckets import log_buckets
 from fenchel.divergences.solution import conjugate, one_hot_constant, sensitivities
 from fenchel.errors import BadScores
+from fenchel.kernels.isotonic import dykstra as dykstra
+from fenchel.kernels.isotonic import isotonic as isotonic
+from fenchel.kernels.isotonic import isotonic_gradient as isotonic_gradient
+from fenchel.kernels.isotonic import isotonic_tangent as isotonic_tangent
 
 Optional = Tensor | None
 

@@ -132,11 +132,11 @@ def fenchel_young_loss(
     record = find(divergence)
     check_axis(logits, dim)
     check_smoothing(label_smoothing)
-    hard = _is_hard(logits, target, dim, ignore_index)
+    hard = is_hard(logits, target, dim, ignore_index)
     target = target.long() if hard else target
     scores, _ = scale_by(class_last(logits, dim), temperature, logits, dim)
     q = prepare_reference(reference, logits, dim, scores)
-    weight = _class_weight(weight, logits, dim, scores)
+    weight = class_weight(weight, logits, dim, scores)
     mask = target != ignore_index if hard else None
     counted = None if weight is None or mask is None else weight[torch.where(mask, target, 0)]
     p: Tensor | None = None
@@ -271,7 +271,7 @@ def _mean_over_classes(
     return (share * (value.unsqueeze(-1) + cost)).sum(-1)
 
 
-def _is_hard(logits: Tensor, target: Tensor, dim: int, ignore_index: int) -> bool:
+def is_hard(logits: Tensor, target: Tensor, dim: int, ignore_index: int) -> bool:
     """Whether target holds class indices; raises InputError when it fits neither form."""
     rows = tuple(n for i, n in enumerate(logits.shape) if i != dim % logits.dim())
     classes = logits.shape[dim]
@@ -314,7 +314,8 @@ def check_indices(target: Tensor, classes: int, ignore_index: int) -> None:
         )
 
 
-def _class_weight(weight: Tensor | None, logits: Tensor, dim: int, scores: Tensor) -> Tensor | None:
+def class_weight(weight: Tensor | None, logits: Tensor, dim: int, scores: Tensor) -> Tensor | None:
+    """The weights in the dtype of the scores; raises InputError unless there is one for each class."""
     if weight is None:
         return None
     if tuple(weight.shape) != (logits.shape[dim],):

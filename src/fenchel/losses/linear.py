@@ -191,17 +191,11 @@ def linear_fenchel_young_loss(
         Blondel, Martins and Niculae, 2020, arXiv 1901.02324; Wijmans et al., 2024, arXiv 2411.09009
         (losses without the logits).
     """
-    scores, shape = _flat(hidden, weight, bias, "hidden", "weight")
+    scores, shape = head_of(hidden, weight, bias, "hidden", "weight")
     check_temperature(temperature)
     check_smoothing(label_smoothing)
-    soft = target.is_floating_point()
-    expected = (*shape, scores.vocabulary) if soft else shape
-    if target.shape != expected:
-        raise InputError(
-            f"target must be class indices {tuple(shape)} or probabilities {(*shape, scores.vocabulary)} for "
-            f"hidden {tuple(hidden.shape)}, received {target.dtype} of shape {tuple(target.shape)}"
-        )
-    flat = target.reshape(-1, *target.shape[len(shape) :])
+    flat = flat_target(target, hidden, scores)
+    soft = flat.is_floating_point()
     measure = isinstance(reference, Tensor) and reference.requires_grad
 
     def loss(logits: Tensor, part: Tensor) -> Tensor:
@@ -290,8 +284,8 @@ def linear_distillation_loss(
         Hinton, Vinyals and Dean, 2015, arXiv 1503.02531; Wijmans et al., 2024, arXiv 2411.09009 (losses
         without the logits).
     """
-    student, shape = _flat(student_hidden, student_weight, student_bias, "student_hidden", "student_weight")
-    teacher, rows = _flat(teacher_hidden, teacher_weight, teacher_bias, "teacher_hidden", "teacher_weight")
+    student, shape = head_of(student_hidden, student_weight, student_bias, "student_hidden", "student_weight")
+    teacher, rows = head_of(teacher_hidden, teacher_weight, teacher_bias, "teacher_hidden", "teacher_weight")
     if shape != rows or student.vocabulary != teacher.vocabulary:
         raise InputError(
             f"student and teacher must agree on rows and classes, received {tuple(shape)} rows of "
@@ -324,7 +318,19 @@ def linear_distillation_loss(
     return reduce(losses, reduction=reduction, count=None if keep is None else keep.sum())
 
 
-def _flat(
+def flat_target(target: Tensor, hidden: Tensor, scores: Scores) -> Tensor:
+    """Class indices (n,) or probabilities (n, V); raises InputError where target is neither."""
+    shape = hidden.shape[:-1]
+    probabilities = (*shape, scores.vocabulary)
+    if target.shape != (probabilities if target.is_floating_point() else shape):
+        raise InputError(
+            f"target must be class indices {tuple(shape)} or probabilities {probabilities} for "
+            f"hidden {tuple(hidden.shape)}, received {target.dtype} of shape {tuple(target.shape)}"
+        )
+    return target.reshape(-1, *target.shape[len(shape) :])
+
+
+def head_of(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, hidden_name: str, weight_name: str
 ) -> tuple[Scores, torch.Size]:
     """The head on rows, and the shape of the rows."""

@@ -9,6 +9,7 @@ from fenchel.errors import InputError
 from fenchel.losses._pairs import prepare_pair
 from fenchel.losses.reduce import reduce
 from fenchel.operators._inputs import scale_by
+from fenchel.operators.transport import entropic_transport
 
 
 def sinkhorn_loss(
@@ -122,13 +123,8 @@ def _potentials(
     cost: Tensor, log_mass: Tensor, regularization: float, iterations: int
 ) -> tuple[Tensor, Tensor]:
     """Sinkhorn's f and g, (..., n): exp((f_i + g_j - C_ij) / ε) m_i m_j has the column sums m exactly."""
-    g = cost.new_zeros(cost.shape[:-1])
-    for _ in range(iterations):
-        f = _soft_minimum(cost - g.unsqueeze(-2), log_mass, regularization)
-        g = _soft_minimum(cost.mT - f.unsqueeze(-2), log_mass, regularization)
-    return f, g
-
-
-def _soft_minimum(x: Tensor, log_mass: Tensor, regularization: float) -> Tensor:
-    """-ε log Σ_j m_j exp(-x_ij / ε)."""
-    return -regularization * torch.logsumexp(log_mass - x / regularization, -1)
+    mass = log_mass.exp()
+    found = entropic_transport(
+        cost, mass, mass, regularization=regularization, iterations=iterations, tolerance=0.0
+    )
+    return found.row_potential, found.column_potential

@@ -12,7 +12,12 @@ from fenchel.nn.energies import (
     Subsets,
     UnaryEnergy,
 )
+from fenchel.nn.expert_choice import softmax_expert_choice, sparse_expert_choice
 from fenchel.nn.fenchel_young import FenchelYoungLoss
+from fenchel.nn.moe import MoEFeedForward, auxiliary_loss
+from fenchel.nn.routers import Router, SoftRouter
+from fenchel.nn.routing import Routing, SoftRouting, soft_routing
+from fenchel.nn.token_choice import sinkhorn_token_choice, softmax_token_choice, sparse_token_choice
 
 __all__ = [
     "AssignmentEnergy",
@@ -20,10 +25,22 @@ __all__ = [
     "Energy",
     "FenchelYoungLoss",
     "JointEnergy",
+    "MoEFeedForward",
     "OneHot",
     "PairwiseEnergy",
     "PartitionNetwork",
     "Permutations",
+    "Router",
+    "Routing",
+    "SoftRouter",
+    "SoftRouting",
     "Subsets",
     "UnaryEnergy",
+    "auxiliary_loss",
+    "sinkhorn_token_choice",
+    "soft_routing",
+    "softmax_expert_choice",
+    "softmax_token_choice",
+    "sparse_expert_choice",
+    "sparse_token_choice",
 ]

@@ -32,6 +32,17 @@ def check_logits(logits: Tensor, dim: int, *, name: str = "logits") -> None:
     raise InputError(f"{name} of shape {tuple(logits.shape)}: row {row} along dim={dim} {what}")
 
 
+def check_finite(x: Tensor, dim: int, *, name: str = "x") -> None:
+    """Raise InputError unless `x` has entries along `dim`, all of them finite."""
+    check_axis(x, dim, name=name)
+    finite = torch.isfinite(x.detach())
+    if not holds(finite):
+        place = tuple(torch.nonzero(~finite)[0].tolist())
+        raise InputError(
+            f"{name} of shape {tuple(x.shape)} must be finite, holds {float(x[place])} at {place}"
+        )
+
+
 def class_last(x: Tensor, dim: int) -> Tensor:
     """The classes on the last axis, half types in float32."""
     return x.movedim(dim, -1).to(torch.promote_types(x.dtype, torch.float32))

@@ -13,6 +13,7 @@ NAMES = (
     "teacher-hacking",
     "gkd",
     "f-divergence-losses",
+    "fitzpatrick",
 )
 SCALES = ("small", "medium", "large")
 

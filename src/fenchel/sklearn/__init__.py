@@ -1,6 +1,8 @@
 """Estimators with scikit-learn's interface; they need the extra `sklearn`."""
 
+from fenchel.sklearn.classifier import FenchelYoungClassifier
 from fenchel.sklearn.multilabel import MultilabelEnergyClassifier
+from fenchel.sklearn.proportions import ProportionRegressor
 from fenchel.sklearn.ranker import LabelRanker
 
-__all__ = ["LabelRanker", "MultilabelEnergyClassifier"]
+__all__ = ["FenchelYoungClassifier", "LabelRanker", "MultilabelEnergyClassifier", "ProportionRegressor"]

@@ -17,10 +17,13 @@ from fenchel.kernels import eager
 from fenchel.kernels.cache import once
 from fenchel.kernels.cpu import source
 from fenchel.kernels.cpu.build import CannotCompile, library
+from fenchel.kernels.cpu.isotonic import DTYPES, compiled
+from fenchel.kernels.cpu.isotonic import isotonic as isotonic
 from fenchel.kernels.expression import NotTraceable
 from fenchel.kernels.rows import as_rows, copy_back, writable
 
 _WORTH = 2**16  # elements from which "auto" compiles a record: below, plain PyTorch takes a millisecond
+_WORTH_ISOTONIC = 2**10  # one compilation serves all, and plain PyTorch takes many small steps
 
 
 class _Batch(ctypes.Structure):
@@ -36,22 +39,27 @@ class _Batch(ctypes.Structure):
     )
 
 
-def refusal(op: str, record: FDivergence, tensors: Sequence[Tensor], *, auto: bool) -> str | None:
+def refusal(op: str, record: FDivergence | None, tensors: Sequence[Tensor], *, auto: bool) -> str | None:
     """Why `op` cannot run here on such tensors, or None. With `auto` also why it would not be worth it."""
+    dtypes = (torch.float32,) if record else DTYPES
     for tensor in tensors:
         if tensor.device.type != "cpu":
             return f"a tensor is on {tensor.device.type}"
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            return f"it computes in float32, and a tensor is {str(tensor.dtype).removeprefix('torch.')}"
+        if tensor.is_floating_point() and tensor.dtype not in dtypes:
+            names = [str(dtype).removeprefix("torch.") for dtype in (*dtypes, tensor.dtype)]
+            return f"it computes in {' and '.join(names[:-1])}, and a tensor is {names[-1]}"
         if not is_plain(tensor):
             return "a tensor has no memory of its own (a subclass, a trace or a transformation)"
     size = tensors[0].numel()
-    if auto and size < _WORTH:
+    if auto and size < (_WORTH if record else _WORTH_ISOTONIC):
         return f"{size} elements are too few to be worth a compilation"
     if size and tensors[0].shape[-1] >= 2**31:
         return "rows must be shorter than 2^31"
     try:
-        _library(record, op.endswith("distillation"))
+        if record:
+            _library(record, op.endswith("distillation"))
+        else:
+            compiled()
     except (NotTraceable, CannotCompile) as error:
         return str(error)
     return None

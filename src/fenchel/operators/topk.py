@@ -1,0 +1,300 @@
+"""Sparse differentiable top-k, in value and in magnitude: p-norm regularised, with few nonzeros."""
+
+from __future__ import annotations
+
+import operator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fenchel.checks import holds
+from fenchel.errors import InputError
+from fenchel.operators._inputs import check_axis, class_last
+from fenchel.operators._root import decreasing_root
+from fenchel.operators.isotonic import pool
+
+SOLVERS = ("threshold", "pav", "dykstra")
+
+
+class Rows(NamedTuple):
+    """What both operators work on, the axis of choice last; the scores around the cut have no gradient."""
+
+    x: Tensor
+    k: int | Tensor  # a tensor is (..., 1)
+    kth: Tensor  # the k-th largest score, (..., 1); the largest for k = 0
+    following: Tensor  # the one after it, -inf for k = n; the largest for k = 0
+
+
+def topk_mask(
+    scores: Tensor,
+    k: int | Tensor,
+    *,
+    regularization: float = 0.1,
+    p: float = 4 / 3,
+    solver: str = "threshold",
+    iterations: int = 500,
+    dim: int = -1,
+) -> Tensor:
+    """The soft mask argmax_y <x, y> - l/p Σ y_i^p over 0 <= y <= 1, Σ y = k: most of it exactly 0 or 1.
+
+    y_i = min(1, (max(x_i - τ, 0) / l)^(1/(p-1))) with τ the root of Σ y = k. As l → 0 it becomes the hard
+    mask of the k largest scores, and it *is* that mask, with zero gradient, as soon as l is below the gap
+    between the k-th score and the next. Whatever is further than l from the k-th score is exactly 0 or 1.
+
+    Continuous, and differentiable wherever no score lies on the border of 0 or 1; there to second order,
+    under `torch.func` too, and in one graph of `torch.compile`. A number added to all scores changes
+    nothing; (c x, c l) gives what (x, l) gives.
+
+    Args:
+        scores: x, shape (..., n, ...), any float dtype; float16 and bfloat16 are computed in float32. A
+            score of -inf is never chosen.
+        k: how many to choose, 0 <= k <= n: a number, or an integer tensor of the shape of scores without
+            `dim`.
+        regularization: l > 0, in the units of the scores.
+        p: the order of the norm, in (1, 2]: with p = 2 this is the projection of x / l onto the capped
+            simplex, with p = 4/3 the power is a cube and the mask is differentiable at 0 too.
+        solver: "threshold" finds τ itself, for any p; "pav" and "dykstra" go by isotonic regression, as
+            the paper does, for p = 2 and 4/3.
+        iterations: of Dykstra's algorithm.
+        dim: the axis to choose along.
+
+    Returns:
+        y in [0, 1], the shape and dtype of scores, with sum k along `dim`.
+
+    Raises:
+        InputError: k, l, p or the solver out of range; a row with fewer than k scores above -inf; NaN or
+            +inf among the scores. Values of tensors are looked at on CPU only.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([3.0, 1.0, 0.5, -2.0])
+        >>> topk_mask(scores, 2, regularization=0.4)
+        tensor([1., 1., 0., 0.])
+        >>> topk_mask(scores, 2, regularization=1.0, p=2.0)
+        tensor([1.0000, 0.7500, 0.2500, 0.0000])
+
+    Reference:
+        Sander, Puigcerver, Djolonga, Peyré and Blondel, 2023, arXiv 2302.01425.
+    """
+    exponent = check_norm(regularization, p, solver)
+    rows = around_cut(scores, k, dim)
+    k, kth = rows.k, torch.where(torch.isfinite(rows.kth), rows.kth, 0.0)
+    # In units of l from the k-th score: beyond 1 all is settled, and far beyond it no digit is needed.
+    z = ((rows.x - kth) / regularization).clamp(-2, 2)
+    if solver == "threshold":
+        high = ((rows.following - kth) / regularization).clamp(-2, 0)
+        low = -torch.ones_like(high) if isinstance(k, int) else -(k > 0).to(high.dtype)
+
+        def excess(z: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+            mask, slope = _ramp(z - threshold, exponent)
+            return (_sum(mask) - k) / _size(k), _sum(slope) / _size(k)
+
+        y = _ramp(z - decreasing_root(excess, z, low, high), exponent)[0]
+    else:
+        ordered, order = z.sort(-1, descending=True)
+        chosen = _first(ordered, k)
+        if exponent == 1:
+            v = pool("mean", ordered - chosen, solver=solver, iterations=iterations)
+        else:
+            v = pool("cubic", ordered, chosen, solver=solver, iterations=iterations)
+        y = _put_back(_ramp(ordered - v, exponent)[0], order)
+    return y.movedim(-1, dim).to(scores.dtype)
+
+
+def topk_magnitude(
+    x: Tensor,
+    k: int | Tensor,
+    *,
+    regularization: float = 0.1,
+    p: float = 4 / 3,
+    solver: str = "threshold",
+    iterations: int = 500,
+    dim: int = -1,
+) -> Tensor:
+    """x where |x| is among the k largest, 0 elsewhere, with what lies around the cut shrunk continuously.
+
+    With s = |x|, an entry that is clearly chosen comes out as exactly x_i, one with s_i <= τ as exactly 0,
+    and those between as sign(x_i) (s_i - τ + τ m_i). Here m_i = min(1, ((s_i - τ) / l)^(1/(p-1)) / τ),
+    and τ is the root of Σ m = k. As l → 0 exactly k entries are left, as they are; as l → ∞ all are left.
+
+    With f(s) half the sum of the k largest s², u = τ m where m < 1 is argmax_u <u, s> - f*(u) - l/p Σ u^p,
+    and u + l u^(p-1) undoes the shrinkage by l. Differentiable as `topk_mask` is, to second order too.
+    (c x, c^(2-p) l) gives c times what (x, l) gives, so that for p = 2 l is relative to the magnitudes.
+
+    Args:
+        x: shape (..., n, ...), any float dtype; float16 and bfloat16 are computed in float32.
+        k: how many to keep, 0 <= k <= n: a number, or an integer tensor of the shape of x without `dim`.
+            Rows with k nonzeros or fewer come out as they are.
+        regularization: l > 0, in the units of x to the power 2 - p.
+        p: the order of the norm, in (1, 2].
+        solver: as in `topk_mask`.
+        iterations: of Dykstra's algorithm.
+        dim: the axis to choose along.
+
+    Returns:
+        The sparse x, in its shape and dtype.
+
+    Raises:
+        InputError: k, l, p or the solver out of range; NaN or inf in x (looked at on CPU only).
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([-3.0, 1.0, 0.9, 0.5])
+        >>> topk_magnitude(x, 2, regularization=0.1, p=2.0)
+        tensor([-3.,  1.,  0.,  0.])
+        >>> topk_magnitude(x, 2, regularization=0.25, p=2.0)  # τ = 1.9 / 2.25
+        tensor([-3.0000,  0.7778,  0.2778,  0.0000])
+
+    Reference:
+        Sander, Puigcerver, Djolonga, Peyré and Blondel, 2023, arXiv 2302.01425.
+    """
+    exponent = check_norm(regularization, p, solver)
+    check_axis(x, dim, name="x")
+    rows = around_cut(x.abs(), k, dim, name="magnitudes")
+    if solver == "threshold":
+        kept, shrunk = _magnitude_by_threshold(rows, regularization, exponent)
+    else:
+        kept, shrunk = _magnitude_by_pooling(rows, regularization, exponent, solver, iterations)
+    entries = class_last(x, dim)
+    found = torch.where(kept, entries, entries.sign() * shrunk)
+    return found.movedim(-1, dim).to(x.dtype)
+
+
+def check_norm(regularization: float, p: float, solver: str) -> float:
+    """1/(p-1), the exponent of the ramp from 0 to 1; raises InputError for options out of range."""
+    if not 0 < regularization < float("inf"):
+        raise InputError(f"regularization must be positive and finite, received {regularization}")
+    if not 1 < p <= 2:
+        raise InputError(f"p must be in (1, 2], received {p}")
+    if solver not in SOLVERS:
+        raise InputError(f"solver must be one of {', '.join(SOLVERS)}, received {solver!r}")
+    exponent = 1 / (p - 1)
+    if abs(exponent - round(exponent)) < 1e-9 * exponent:  # 4/3 has no float of its own
+        exponent = float(round(exponent))
+    if solver != "threshold" and exponent not in (1, 3):
+        raise InputError(
+            f"solver={solver!r} needs p = 2 or p = 4/3, received p={p}; solver='threshold' takes any p"
+        )
+    return exponent
+
+
+def around_cut(scores: Tensor, k: int | Tensor, dim: int, *, name: str = "scores") -> Rows:
+    """The scores with the axis of choice last, and those around the cut; raises InputError."""
+    check_axis(scores, dim, name=name)
+    if not holds(scores < torch.inf):
+        bad = float(scores[~(scores < torch.inf)][0])
+        raise InputError(f"{name} of shape {tuple(scores.shape)} must be below inf, received {bad}")
+    x, n = class_last(scores, dim), scores.shape[dim]
+    if isinstance(k, Tensor):
+        rows = tuple(x.shape[:-1])
+        if k.is_floating_point() or k.dtype == torch.bool or tuple(k.shape) != rows:
+            raise InputError(
+                f"k must be an integer, or integers of shape {rows}, one for each row of {name} "
+                f"{tuple(scores.shape)}; received {k.dtype} of shape {tuple(k.shape)}"
+            )
+        k = k.unsqueeze(-1)
+        if not holds((k >= 0) & (k <= n)):
+            bad = int(k[(k < 0) | (k > n)][0])
+            raise InputError(f"k must be in [0, {n}] for {n} {name} along dim={dim}, received {bad}")
+        ordered = x.detach().sort(-1, descending=True).values
+        kth = ordered.gather(-1, (k - 1).clamp(0, n - 1))
+        following = torch.where(k < n, ordered.gather(-1, k.clamp(0, n - 1)), -torch.inf)
+    else:
+        try:
+            k = operator.index(k)
+        except TypeError:
+            raise InputError(f"k must be an integer, received {k!r}") from None
+        if not 0 <= k <= n:
+            raise InputError(f"k must be in [0, {n}] for {n} {name} along dim={dim}, received {k}")
+        ordered = x.detach().topk(min(k + 1, n), -1).values
+        kth = ordered[..., max(k - 1, 0)].unsqueeze(-1)
+        following = ordered[..., -1:] if k < n else torch.full_like(kth, -torch.inf)
+    present = kth > -torch.inf
+    if not holds(present | torch.as_tensor(k == 0, device=x.device)):
+        row = tuple(torch.nonzero(~present.squeeze(-1))[0].tolist())
+        raise InputError(
+            f"{name} of shape {tuple(scores.shape)}: row {row} along dim={dim} has fewer finite ones than k"
+        )
+    return Rows(x, k, kth, following)
+
+
+def _magnitude_by_threshold(rows: Rows, regularization: float, exponent: float) -> tuple[Tensor, Tensor]:
+    """Which entries come out as they are, and the magnitudes that the others come out with."""
+    # All relative to the k-th magnitude. The border of m = 1 is `width` above τ: (width / l)^exponent = τ.
+    k = rows.k
+    scale = torch.where(rows.kth > 0, rows.kth, 1.0)
+    strength = regularization * scale ** (1 / exponent - 1)
+    # A weak l leaves τ close to the k-th magnitude and a strong one close to 0: from there digits count.
+    weak = strength < 1
+    origin = weak.to(scale.dtype)
+    z = ((rows.x - origin * rows.kth) / scale).clamp(max=torch.finfo(scale.dtype).max ** 0.5)
+
+    def at(z: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        tau = origin + threshold
+        width = strength * tau ** (1 / exponent)
+        return *_ramp((z - threshold) / width, exponent), tau, width
+
+    def excess(z: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        # Newton's step is that of τ Σ m - k τ, which is closer to linear in τ than Σ m - k.
+        m, growth, tau, width = at(z, threshold)
+        whole = _sum(torch.where(growth > 0, 0.0, m))
+        return (_sum(m) - k) / _size(k), ((k - whole) / tau + _sum(growth) / width) / _size(k)
+
+    # A τ below `floor` drops nothing, nor does τ = 0, where no more than k are above 0.
+    floor = torch.full_like(scale, torch.finfo(z.dtype).eps ** 2)
+    # There the k-th has m = 1; and `width` is at most the strength.
+    least = (1 / (2 * strength)).clamp(max=0.5 ** (1 / exponent)) ** exponent
+    low = torch.where(weak, torch.maximum(least - 1, -strength), torch.maximum(least, floor))
+    dense = ~weak & (excess(z.detach(), torch.where(weak, low, floor))[0] <= 0)
+    intact = dense | (rows.following <= 0)
+    high = torch.where(intact, 1 - origin, (rows.following - origin * rows.kth) / scale)
+    certain = intact | (1 - origin - high > strength * (origin + high) ** (1 / exponent))
+    threshold = decreasing_root(excess, z, torch.where(certain, 2.0, low), high)
+    m, _, tau, _ = at(z, threshold)
+    shrunk = torch.where(m > 0, z - threshold + tau * m, 0.0)
+    return intact | (m >= 1), scale * shrunk
+
+
+def _magnitude_by_pooling(
+    rows: Rows, regularization: float, exponent: float, solver: str, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """The same from v = argmin_{v1 >= ... >= vn} Σ |s - v|^q / (q l^(q-1)) + Σ_{i <= k} v_i² / 2."""
+    s, order = rows.x.sort(-1, descending=True)
+    chosen = _first(s, rows.k)
+    if exponent == 1:
+        weight = 1 + regularization * chosen
+        v = pool("mean", s / weight, weight, solver=solver, iterations=iterations)
+    else:
+        v = pool("cubic", s, None, regularization**exponent * chosen, solver=solver, iterations=iterations)
+    above = (s - v).clamp(min=0)
+    shrunk = _put_back(above + (above / regularization) ** exponent, order)
+    return torch.zeros_like(shrunk, dtype=torch.bool), shrunk
+
+
+def _ramp(ratio: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
+    """min(1, max(ratio, 0)^exponent) and its derivative, each with finite derivatives of its own."""
+    inner = (ratio > 0) & (ratio <= 1)
+    safe = torch.where(inner, ratio, 1.0)
+    value = torch.where(inner, safe**exponent, (ratio > 1).to(ratio.dtype))
+    return value, torch.where(inner, exponent * safe ** (exponent - 1), 0.0)
+
+
+def _sum(x: Tensor) -> Tensor:
+    return x.sum(-1, keepdim=True)
+
+
+def _size(k: int | Tensor) -> int | Tensor:
+    """What an error in a sum of k is relative to."""
+    return max(k, 1) if isinstance(k, int) else k.clamp(min=1)
+
+
+def _first(ordered: Tensor, k: int | Tensor) -> Tensor:
+    """1 in the first k places of every row, 0 in the others."""
+    place = torch.arange(ordered.shape[-1], device=ordered.device)
+    return (place < k).to(ordered.dtype).expand(ordered.shape)
+
+
+def _put_back(ordered: Tensor, order: Tensor) -> Tensor:
+    """Sorted values in the places that they came from."""
+    return ordered.gather(-1, order.argsort(-1))
