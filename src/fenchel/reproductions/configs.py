@@ -14,6 +14,7 @@ NAMES = (
     "gkd",
     "f-divergence-losses",
     "fitzpatrick",
+    "joint-ebm",
 )
 SCALES = ("small", "medium", "large")
 

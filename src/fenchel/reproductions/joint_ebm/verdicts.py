@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from fenchel.diagnostics.statistics import paired_test
 from fenchel.reproductions.claims import Claim, Verdict, all_of, tested, undecided
 from fenchel.reproductions.joint_ebm.recipe import EXACT, RANKING_ENERGIES, SPARSEMAX
 
+Figures = Callable[[dict[str, Any]], list[float]]  # of a table, one for each seed
 PAIRED = "paired t-test over seeds, one-sided"
 MARGIN, ONE_PER_CENT = 0.02, 0.01
 SAMPLES = ("1", "10", "100")
@@ -18,7 +22,7 @@ CLAIMS = (
     *(
         Claim(
             f"f1-{k}",
-            f"Trained jointly with {k} sample{'s' * (k != '1')}, the pairwise energy predicts no more than .02 "
+            f"Trained jointly with {k} sample{'s' * (k != '1')}, the pairwise energy predicts at most .02 "
             "worse than by its exact likelihood.",
             f"{F1}: joint minus exact",
             -MARGIN,
@@ -35,7 +39,7 @@ CLAIMS = (
             0.0,
             PAIRED,
         )
-        for fewer, more in zip(SAMPLES, SAMPLES[1:], strict=False)
+        for fewer, more in pairwise(SAMPLES)
     ),
     Claim(
         "one-per-cent",
@@ -72,7 +76,7 @@ def claim(results: dict[str, Any]) -> list[Verdict]:
 
     def mean(*path: str) -> list[float]:
         """A figure of each seed, the mean over the small tables."""
-        return _means([_values(table, *path) for table in small])
+        return _means([_values(table, path) for table in small])
 
     def close(samples: str) -> Verdict:
         which, joint, exact = next(claims), mean("samples", samples, "f1"), mean(EXACT, "f1")
@@ -85,13 +89,13 @@ def claim(results: dict[str, Any]) -> list[Verdict]:
         figures = f"{more}: {_mean(low):.3f} nats, {fewer}: {_mean(high):.3f}"
         return tested(which, seeds, lambda: paired_test(high, low), figures)
 
-    def per_table(tables: list[dict[str, Any]], larger: Any, smaller: Any, shown: str) -> Verdict:
+    def per_table(tables: list[Any], larger: Figures, smaller: Figures, shown: str) -> Verdict:
         which = next(claims)
         parts, figures = [], []
         for table in tables:
             high, low = larger(table), smaller(table)
             figures.append(f"{table['name']} " + shown.format(_mean(high), _mean(low)))
-            parts.append(tested(which, seeds, lambda a=high, b=low: paired_test(a, b), ""))
+            parts.append(tested(which, seeds, partial(paired_test, high, low), ""))
         return all_of(which, parts, "; ".join(figures))
 
     if not small:
@@ -99,20 +103,20 @@ def claim(results: dict[str, Any]) -> list[Verdict]:
         found = [undecided(next(claims), seeds, why) for _ in range(len(CLAIMS) - len(RANKING_ENERGIES))]
     else:
         found = [close(samples) for samples in SAMPLES]
-        found += [falls(fewer, more) for fewer, more in zip(SAMPLES, SAMPLES[1:], strict=False)]
+        found += [falls(fewer, more) for fewer, more in pairwise(SAMPLES)]
         found.append(
             per_table(
                 small,
                 lambda table: [ONE_PER_CENT] * seeds,
-                lambda table: _values(table, "longer", "train", "relative"),
+                partial(_values, path=("longer", "train", "relative")),
                 "{1:.4f}",
             )
         )
         found.append(
             per_table(
                 small,
-                lambda table: _values(table, SPARSEMAX, "f1"),
-                lambda table: _values(table, "nothing", "f1"),
+                partial(_values, path=(SPARSEMAX, "f1")),
+                partial(_values, path=("nothing", "f1")),
                 "{:.3f} against {:.3f}",
             )
         )
@@ -120,15 +124,15 @@ def claim(results: dict[str, Any]) -> list[Verdict]:
         found.append(
             per_table(
                 results["rankings"],
-                lambda table, energy=energy: _values(table, "tau", energy),
-                lambda table: _values(table, "nothing"),
+                partial(_values, path=("tau", energy)),
+                partial(_values, path=("nothing",)),
                 "{:.3f} against {:.3f}",
             )
         )
     return [_with_p(verdict) for verdict in found]
 
 
-def _values(table: dict[str, Any], *path: str) -> list[float]:
+def _values(table: dict[str, Any], path: tuple[str, ...]) -> list[float]:
     found = []
     for seed in table["seeds"]:
         value: Any = seed
