@@ -23,7 +23,7 @@ class Recipe:
     data: str | None = None
     samples: tuple[int, ...] = (1, 10, 100)
     hidden: tuple[int, ...] = (64,)
-    steps: int = 600
+    steps: int = 1000
     batch: int = 32
     learning_rate: float = 5e-3
     alpha: float = 1e-4
