@@ -16,6 +16,7 @@ NAMES = (
     "fitzpatrick",
     "sparse-topk",
     "moe-routers",
+    "joint-ebm",
 )
 SCALES = ("small", "medium", "large")
 
