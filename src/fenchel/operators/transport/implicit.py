@@ -145,7 +145,9 @@ class _Envelope(torch.autograd.Function):
     """The value as it is; its gradients are those given, whose own derivatives are those of the value."""
 
     @staticmethod
-    def forward(value: Tensor, *_: Tensor) -> Tensor:
+    def forward(
+        value: Tensor, cost: Tensor, a: Tensor, b: Tensor, plan: Tensor, f: Tensor, g: Tensor
+    ) -> Tensor:
         return value.clone()
 
     @staticmethod
