@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 
 import numpy as np
@@ -22,6 +23,7 @@ compiled = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="there is no C++ compiler"
 )
 DTYPES = [torch.float32, torch.float64]
+IMPLS = ["eager", pytest.param("cpu", marks=compiled)]
 Optional = Tensor | None
 
 
@@ -184,7 +186,7 @@ def rows_of(form: str, n: int, seed: int) -> Tensor:
     return s * 1e4 if form == "large" else s
 
 
-@pytest.mark.parametrize("impl", ["eager", pytest.param("cpu", marks=compiled)])
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("kind", POOLED)
 @pytest.mark.parametrize("form", ["random", "rising", "falling", "sawtooth", "one huge"])
 def test_long_rows(impl: str, kind: str, form: str) -> None:
@@ -200,6 +202,39 @@ def test_long_rows(impl: str, kind: str, form: str) -> None:
     if kind != "entropic":  # whose pressures are in units of their own block
         assert (multipliers >= -1e-11 * size).all() and (multipliers[:, -1:].abs() <= 1e-11 * size).all()
     assert (v.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("kind", POOLED)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_it_falls_to_the_last_digit(impl: str, kind: str, dtype: torch.dtype) -> None:
+    """Many blocks of the same value in exact arithmetic, of which rounding makes different ones."""
+    generator = torch.Generator().manual_seed(1)
+    s = torch.randn(20000, 12, generator=generator, dtype=torch.float64)
+    v, _ = run(impl, kind, (s * 0.3).round(decimals=1).to(dtype))
+    assert (v.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_long_block_far_from_zero_keeps_its_digits(impl: str) -> None:
+    s = (1e8 + torch.randn(1, 100_000, dtype=torch.float64)).sort(-1).values
+    v, _ = run(impl, "mean", s)
+    assert float(v[0, 0]) == pytest.approx(math.fsum(s[0].tolist()) / s.shape[-1], rel=0, abs=3e-8)
+    v, _ = run(impl, "cubic", s)
+    apart = (s - v)[0]
+    residual = math.fsum((apart**3).tolist()) / math.fsum((3 * apart**2).tolist())
+    assert abs(residual) <= 3e-8
+
+
+@pytest.mark.parametrize("kind", POOLED)
+def test_where_looking_is_not_free(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an accelerator: every pair of halves is merged, and what fitted already is left alone."""
+    full = [problem(kind, rows_of(form, 37, 2), 2) for form in ("random", "falling", "ties", "one huge")]
+    expected = [run("eager", kind, *each) for each in full]
+    monkeypatch.setattr("fenchel.kernels.isotonic.looked", lambda condition: None)
+    for each, wanted in zip(full, expected, strict=True):
+        for received, one in zip(run("eager", kind, *each), wanted, strict=True):
+            assert torch.equal(received, one)
 
 
 @compiled

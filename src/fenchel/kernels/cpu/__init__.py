@@ -17,8 +17,8 @@ from fenchel.kernels import eager
 from fenchel.kernels.cache import once
 from fenchel.kernels.cpu import source
 from fenchel.kernels.cpu.build import CannotCompile, library
-from fenchel.kernels.cpu.isotonic import DTYPES, compiled
-from fenchel.kernels.cpu.isotonic import isotonic as isotonic
+from fenchel.kernels.cpu.pool import DTYPES, compiled
+from fenchel.kernels.cpu.pool import isotonic as isotonic
 from fenchel.kernels.expression import NotTraceable
 from fenchel.kernels.rows import as_rows, copy_back, writable
 

@@ -17,8 +17,8 @@ DTYPES = (torch.float32, torch.float64)
 
 @once
 def compiled() -> ctypes.CDLL:
-    """The operations of isotonic.cpp; raises CannotCompile with the reason."""
-    return library((files(__package__) / "isotonic.cpp").read_text(encoding="utf-8"))
+    """The operations of pool.cpp; raises CannotCompile with the reason."""
+    return library((files(__package__) / "pool.cpp").read_text(encoding="utf-8"))
 
 
 def isotonic(kind: str, s: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> tuple[Tensor, Tensor]:
