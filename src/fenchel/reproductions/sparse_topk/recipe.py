@@ -35,7 +35,7 @@ class Recipe:
     learning_rate: float
     held_out: int  # images
     annealed: float = 0.8  # the share of the steps after which the regularization stays
-    path: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)  # of the regularization, for the nonzeros
+    path: tuple[float, ...] = (1e-8, 1e-4, 1e-2, 0.1, 1.0, 10.0)  # of the regularization, for the nonzeros
     rows: int = 32  # of the first weight, on which the solvers are compared
     dykstra: tuple[int, ...] = (1, 10, 100, 1000)  # iterations
     processes: int = 2
