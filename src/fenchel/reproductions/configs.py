@@ -9,7 +9,7 @@ from typing import TypeVar
 from fenchel.errors import InputError, nearest
 
 # Names with hyphens; the module of each has underscores.
-NAMES = ("teacher-hacking", "gkd", "f-divergence-losses")
+NAMES = ("teacher-hacking", "gkd", "f-divergence-losses", "sparse-ot")
 SCALES = ("small", "medium", "large")
 
 T = TypeVar("T")
