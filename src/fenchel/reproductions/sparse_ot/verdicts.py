@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from fenchel.diagnostics.statistics import paired_test
@@ -102,8 +103,8 @@ def claim(results: dict[str, Any]) -> list[Verdict]:
         all_of(
             interpolates,
             parts,
-            f"k = 1 is {max(gaps):.2%} off at most; plans differ by {max(plans):.1e} at most; the value falls "
-            f"by {min(falls):.1e} at least from one k to the next",
+            f"k = 1 is {max(gaps):.2%} off at most; plans differ by {max(plans):.1e} at most; the value "
+            f"falls by {min(falls):.1e} at least from one k to the next",
         ),
         above(control, fullest, float(SOME), f"fullest columns {', '.join(f'{x:.0f}' for x in fullest)}"),
         above(duals, [AGREE - x for x in differences], 0.0, f"largest difference {max(differences):.1e}"),
@@ -124,7 +125,7 @@ def claim(results: dict[str, Any]) -> list[Verdict]:
 
 
 def _least_fall(values: list[float]) -> float:
-    return min(x - y for x, y in zip(values, values[1:], strict=False))
+    return min(x - y for x, y in pairwise(values))
 
 
 def _mean(values: list[float]) -> float:
