@@ -28,7 +28,7 @@ def test_two_points_are_their_distance(norm: float, power: float) -> None:
 
 
 def test_a_shift_costs_its_square() -> None:
-    """With squared distances T ↦ C moves by |s|² + 2<s, x - y>, whose transport cost is of the means alone."""
+    """With squared distances T ↦ C changes by |s|² + 2<s, x - y>, a constant of every plan."""
     x, shift = points(9, 2), torch.tensor([0.7, -2.0], dtype=torch.float64)
     found = sinkhorn_divergence(x, x + shift, **EXACT)
     assert math.isclose(found, float(shift.square().sum()), rel_tol=1e-10)

@@ -18,6 +18,7 @@ NAMES = (
     "moe-routers",
     "joint-ebm",
 )
+NAMES = ("teacher-hacking", "gkd", "f-divergence-losses", "sparse-ot")
 SCALES = ("small", "medium", "large")
 
 T = TypeVar("T")

@@ -164,8 +164,8 @@ def test_equivariance(seed: int, epsilon: float) -> None:
 def test_tolerance_ends_the_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
     cost, a, b = problem(8, 9)
     calls = []
-    times = entropic._times
-    monkeypatch.setattr(entropic, "_times", lambda *x: calls.append(0) or times(*x))
+    product = entropic._product
+    monkeypatch.setattr(entropic, "_product", lambda *x: calls.append(0) or product(*x))
     loose = entropic_transport(cost, a, b, tolerance=1e-3)
     few = len(calls)
     tight = entropic_transport(cost, a, b, tolerance=1e-9)

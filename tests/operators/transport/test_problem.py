@@ -66,12 +66,9 @@ def test_k_out_of_range(k: Any) -> None:
 def test_batch_axes_broadcast_and_are_a_loop(operator: Any) -> None:
     cost, _, _ = problem(4, 5, 3)
     a = (torch.rand(2, 1, 4).double() + 1).softmax(-1)
-    options = {
-        "regularization": 2.0,
-        "tolerance": 1e-13,
-        "iterations": 3000,
-        **({"k": 4} if operator is sparse else {}),
-    }
+    options = {"regularization": 2.0, "tolerance": 1e-13, "iterations": 3000}
+    if operator is sparse:
+        options["k"] = 4
     found = operator(cost, a, **options)
     assert found.plan.shape == (2, 3, 4, 5) and found.value.shape == found.residual.shape == (2, 3)
     for i in range(2):

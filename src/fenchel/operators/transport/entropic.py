@@ -108,33 +108,35 @@ class Scaling:
     def solve(self, problem: Problem) -> Potentials:
         cost, a, b = problem
         log_a, log_b = a.log(), b.log()
-        ones = (torch.ones_like(a), torch.ones_like(b))
         row, column = torch.zeros_like(a), torch.zeros_like(b)
         if torch.compiler.is_compiling():
             for _ in range(self.iterations):
                 row, column = _log_update(cost, log_a, log_b, column)
             return Potentials(row, column, torch.zeros_like(a), torch.zeros_like(b))
+        # What an empty row or column adds to both sides of its update, which then gives 1.
+        spare = [(x == 0).to(x.dtype) for x in (a, b)]
+        wanted, other = (x + y for x, y in zip((a, b), spare, strict=True))
         allowed = self.tolerance * a.sum(-1, keepdim=True)
         largest = 20.0 if a.dtype == torch.float32 else 200.0
         done = 0
         while True:
-            row, column = _log_update(cost, log_a, log_b, column)
-            done += 1
             kernel = (row.unsqueeze(-1) + column.unsqueeze(-2) - cost).exp()
-            (s, t), reached = ones, kernel.sum(-1)
+            s, t = torch.ones_like(a), torch.ones_like(b)
+            reached = _product(spare[0], kernel, t)
             while True:
-                if done >= self.iterations or bool(((s * reached - a).abs() <= allowed).all()):
+                if done >= self.iterations or bool(((s * reached - wanted).abs() <= allowed).all()):
                     return Potentials(row, column, s.log(), t.log())
-                last = s, t
-                for _ in range(min(_CHUNK, self.iterations - done)):
-                    s = _ratio(a, reached)
-                    t = _ratio(b, _times(kernel.mT, s))
-                    reached = _times(kernel, t)
-                    done += 1
+                last, updates = (s, t), min(_CHUNK, self.iterations - done)
+                for _ in range(updates):
+                    s = wanted / reached
+                    t = other / _product(spare[1], kernel.mT, s)
+                    reached = _product(spare[0], kernel, t)
                 if not _within(largest, s, t):
-                    s, t = last
                     break
-            row, column = row + s.log(), column + t.log()
+                done += updates
+            s, t = last
+            row, column = _log_update(cost, log_a, log_b, column + t.log())
+            done += 1
 
 
 def _log_update(cost: Tensor, log_a: Tensor, log_b: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,16 +149,13 @@ def _finite(x: Tensor) -> Tensor:
     return torch.where(x.isfinite(), x, 0.0)
 
 
-def _ratio(mass: Tensor, reached: Tensor) -> Tensor:
-    """mass / reached, and 1 where there is no mass to reach."""
-    empty = (mass == 0).to(mass.dtype)
-    return (mass + empty) / (reached + empty)
-
-
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+def _product(start: Tensor, matrix: Tensor, vector: Tensor) -> Tensor:
+    """start + matrix vector."""
     if matrix.dim() == 2:
-        return torch.mv(matrix, vector)
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+        return torch.addmv(start, matrix, vector)
+    if matrix.dim() == 3:
+        return torch.baddbmm(start.unsqueeze(-1), matrix, vector.unsqueeze(-1)).squeeze(-1)
+    return start + (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def _within(largest: float, *scalings: Tensor) -> bool:

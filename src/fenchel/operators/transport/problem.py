@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fenchel.checks import holds
+from fenchel.checks import holds, looked
 from fenchel.errors import InputError
 
 
@@ -94,6 +94,8 @@ def prepare(
 
 def zeros_out(cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """The cost with +inf where a marginal is zero: such a row or column has no plan."""
+    if looked((a > 0).all(-1) & (b > 0).all(-1)):
+        return cost
     empty = (a == 0).unsqueeze(-1) | (b == 0).unsqueeze(-2)
     return torch.where(empty, torch.inf, cost)
 
@@ -133,6 +135,8 @@ def _check_values(problem: Problem) -> None:
             f"the marginals must have the same mass, received a with sum {float(ours[i]):.6g} and b with sum "
             f"{float(theirs[i]):.6g}"
         )
+    if holds(cost < torch.inf):
+        return
     allowed = cost < torch.inf
     for name, x, y, axis in (("row", a, b.unsqueeze(-2), -1), ("column", b, a.unsqueeze(-1), -2)):
         reached = (allowed & (y > 0)).any(axis) | (x == 0)
