@@ -83,18 +83,18 @@ def test_marginals_of_coupled_labels() -> None:
     space = Subsets(4)
     energy, x = coupled(space, 5)
     every = space.enumerate(dtype=torch.float64)
-    expected = (energy(x, every.unsqueeze(0)) / 4).softmax(-1) @ every
+    expected = (energy(x, every.unsqueeze(0)) / 8).softmax(-1) @ every
     start = space.sample((5, 100), dtype=torch.float64)
 
     def estimate(rows: slice) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         return gibbs_marginals(
-            lambda y: energy(x[rows], y) / 4, start[rows], sweeps=300, warm_up=50, generator=generator
+            lambda y: energy(x[rows], y) / 8, start[rows], sweeps=300, warm_up=50, generator=generator
         )
 
     found = estimate(slice(None))
     torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
-    assert (expected - 0.5).abs().max() > 0.2  # the labels are not left to chance
+    assert (expected - 0.5).abs().max() > 0.1  # the labels are not left to chance
     # A row alone has the estimate that it has among others.
     torch.testing.assert_close(estimate(slice(2, 3)), found[2:3])
 

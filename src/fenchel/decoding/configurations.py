@@ -116,8 +116,8 @@ def gibbs_marginals(
 
     Each sweep draws every label from its distribution given the others; the estimate is the mean of these
     conditional probabilities, which varies less than the mean of the draws. The rows share their random
-    numbers, so that the estimate of a row does not depend on the rows beside it. Strong couplings that part the sets
-    into distant groups make the chains slow, and the estimate that of the groups of the starts.
+    numbers, so that the estimate of a row does not depend on the rows beside it. Where strong couplings
+    part the sets into groups, a chain stays long in the group of its start.
 
     Args:
         log_density: from indicators (N, K, m) to log p(y) up to a constant of the row, (N, K): the energy,

@@ -14,7 +14,9 @@ NAMES = (
     "gkd",
     "f-divergence-losses",
     "fitzpatrick",
+    "sparse-topk",
     "moe-routers",
+    "joint-ebm",
 )
 SCALES = ("small", "medium", "large")
 

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+from torch import nn
+
+from fenchel import f_softargmax
+from fenchel.errors import InputError
+from fenchel.nn import PairwiseEnergy, Subsets
+from fenchel.sklearn import MultilabelEnergyClassifier
+
+
+def problem(n: int = 200, d: int = 5, m: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Labels that depend on x, and the last on the first two."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, d))
+    Y = (X @ rng.normal(size=(d, m)) + 0.5 * rng.normal(size=(n, m)) > 0).astype(int)
+    Y[:, -1] = Y[:, 0] ^ Y[:, 1]
+    return X, Y
+
+
+def quick(energy: Any = "pairwise", **options: Any) -> MultilabelEnergyClassifier:
+    settings = {"max_epochs": 5, "hidden_layer_sizes": (8,), "partition_layer_sizes": (8,), "random_state": 0}
+    return MultilabelEnergyClassifier(energy, **settings | options)
+
+
+# -- scikit-learn's own requirements.
+
+
+@pytest.mark.parametrize(
+    "energy",
+    ["linear", pytest.param("pairwise", marks=pytest.mark.slow), pytest.param(None, marks=pytest.mark.slow)],
+)
+def test_check_estimator(energy: str | None) -> None:
+    model = MultilabelEnergyClassifier() if energy is None else quick(energy, max_epochs=30)
+    found = check_estimator(model, on_skip=None, on_fail=None)
+    assert {
+        (each["check_name"], str(each["exception"])) for each in found if each["status"] == "failed"
+    } == set()
+    skipped = {each["check_name"] for each in found if each["status"] == "skipped"}
+    assert skipped <= {
+        "check_array_api_input",
+        "check_classifiers_multilabel_output_format_decision_function",
+    }
+    assert len(found) > 50
+
+
+def test_in_pipelines_searches_and_pickles() -> None:
+    X, Y = problem()
+    pipeline = make_pipeline(StandardScaler(), quick("linear", samples=None, max_epochs=200))
+    assert cross_val_score(pipeline, X, Y, cv=3).mean() > 0.3
+    search = GridSearchCV(quick("linear", samples=None, max_epochs=200), {"alpha": [1e-3, 1e3]}, cv=3)
+    assert search.fit(X, Y).best_params_ == {"alpha": 1e-3}
+    model = quick().fit(X, Y)
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.predict_proba(X), model.predict_proba(X))
+    np.testing.assert_array_equal(clone(model).fit(X, Y).predict_proba(X), model.predict_proba(X))
+
+
+def test_sparse_input_is_dense_input() -> None:
+    X, Y = problem()
+    X[np.abs(X) < 0.5] = 0
+    for options in ({}, {"energy": "linear", "samples": None, "max_epochs": 100}):
+        dense, thin = (
+            quick(**options).fit(X, Y),
+            quick(**options).fit(sparse.csr_array(X), sparse.csr_array(Y)),
+        )
+        np.testing.assert_array_equal(thin.predict_proba(sparse.csr_matrix(X)), dense.predict_proba(X))
+        np.testing.assert_array_equal(thin.log_partition(sparse.csc_array(X)), dense.log_partition(X))
+
+
+# -- Right answers.
+
+
+def test_the_exact_linear_model_is_logistic_regression_of_each_label() -> None:
+    X, Y = problem(n=150, m=3)
+    alpha = 0.01
+    ours = MultilabelEnergyClassifier("linear", samples=None, alpha=alpha, max_epochs=500, tol=1e-9).fit(X, Y)
+    for i in range(3):
+        peer = LogisticRegression(C=1 / (alpha * len(X)), tol=1e-10, max_iter=10_000).fit(X, Y[:, i])
+        np.testing.assert_allclose(ours.energy_.network.weight[i].numpy(), peer.coef_[0], atol=1e-6)
+        np.testing.assert_allclose(ours.predict_proba(X)[:, i], peer.predict_proba(X)[:, 1], atol=1e-6)
+        np.testing.assert_array_equal(ours.predict(X)[:, i], peer.predict(X))
+    np.testing.assert_allclose(ours.log_partition(X), ours.exact_log_partition(X))
+
+
+def test_the_exact_linear_model_of_classes_is_multinomial_logistic_regression() -> None:
+    X, _ = problem(n=150)
+    y = np.array(["b", "a", "c"])[np.argmax(X[:, :3], 1)]
+    ours = MultilabelEnergyClassifier("linear", samples=None, alpha=0.02, max_epochs=500, tol=1e-9).fit(X, y)
+    peer = LogisticRegression(C=1 / (0.02 * len(X)), tol=1e-10, max_iter=10_000).fit(X, y)
+    np.testing.assert_allclose(ours.predict_proba(X), peer.predict_proba(X), atol=1e-5)
+    np.testing.assert_array_equal(ours.predict(X), peer.predict(X))
+    assert ours.classes_.tolist() == ["a", "b", "c"] and ours.score(X, y) == peer.score(X, y)
+
+
+@pytest.mark.parametrize("energy", ["linear", "mlp", "pairwise", "bilinear", "joint"])
+@pytest.mark.parametrize("name", ["generalized-kl", "alpha:2"])
+def test_predictions_are_those_of_enumeration(energy: str, name: str) -> None:
+    X, Y = problem()
+    model = quick(energy, divergence=name).fit(X, Y)
+    every = Subsets(4).enumerate(dtype=torch.float64)
+    g = model.energy_(torch.tensor(X), every.unsqueeze(0))
+    p = f_softargmax(g, name, reference=1 / 16)
+    np.testing.assert_allclose(model.predict_proba(X), (p @ every).numpy(), atol=1e-12)
+    reached = model.energy_(torch.tensor(X), torch.tensor(model.predict(X), dtype=torch.float64))
+    torch.testing.assert_close(reached, g.amax(-1))
+    if name == "generalized-kl":
+        exact = torch.logsumexp(g, -1).numpy() - math.log(16)
+        np.testing.assert_allclose(model.exact_log_partition(X), exact, atol=1e-10)
+    tau = model.partition_(torch.tensor(X)).numpy()
+    np.testing.assert_array_equal(model.log_partition(X), tau)
+
+
+def test_the_learned_log_partition_is_within_one_per_cent_of_enumeration() -> None:
+    X, Y = problem(n=120)
+    options = {"samples": 64, "max_epochs": 60, "partition_epochs": 300, "partition_layer_sizes": (32, 32)}
+    model = quick(learning_rate=5e-3, alpha=1e-2, **options).fit(X, Y)
+    exact, learned = model.exact_log_partition(X), model.log_partition(X)
+    relative = np.abs(learned - exact) / (exact + Subsets(4).log_size)  # of log Σ exp g
+    assert relative.mean() < 0.01
+    assert exact.std() > 0.3  # it is a function, not a constant
+
+
+def test_passes_for_the_log_partition_leave_the_predictions() -> None:
+    X, Y = problem()
+    short, long = quick().fit(X, Y), quick(partition_epochs=40).fit(X, Y)
+    np.testing.assert_array_equal(short.predict_proba(X), long.predict_proba(X))
+    errors = [np.abs(each.log_partition(X) - each.exact_log_partition(X)).mean() for each in (short, long)]
+    assert errors[1] < errors[0]
+
+
+def test_joint_training_approaches_the_exact_one() -> None:
+    X, Y = problem(n=300)
+    options = {"max_epochs": 60, "hidden_layer_sizes": (32,), "learning_rate": 1e-2}
+    exact, joint = (quick(samples=samples, **options).fit(X, Y).score(X, Y) for samples in (None, 100))
+    assert exact > 0.65  # of 16 sets
+    assert abs(exact - joint) < 0.06
+
+
+@pytest.mark.parametrize("name", ["generalized-kl", "alpha:2"])
+def test_more_labels_than_can_be_enumerated(name: str) -> None:
+    X, Y = problem(n=100, m=14)
+    model = quick(divergence=name, hidden_layer_sizes=(), max_epochs=20).fit(X, Y)
+    x, found = torch.tensor(X[:20]), model.predict(X[:20])
+    every = model.space_.enumerate(dtype=torch.float64)
+    best = model.energy_(x, every.unsqueeze(0)).amax(-1)
+    reached = model.energy_(x, torch.tensor(found, dtype=torch.float64))
+    assert (reached <= best + 1e-9).all() and (reached >= best - 1e-9).double().mean() >= 0.9
+    marginals = model.predict_proba(X[:4])
+    assert ((marginals >= 0) & (marginals <= 1)).all()
+    np.testing.assert_allclose(model.predict_proba(X[2:4]), marginals[2:], atol=1e-12)
+    if name == "generalized-kl":
+        p = model.energy_(x[:4], every.unsqueeze(0)).softmax(-1)
+        assert np.abs(marginals - (p @ every).numpy()).mean() < 0.05
+        np.testing.assert_allclose(
+            model.exact_log_partition(X[:4]),
+            (torch.logsumexp(model.energy_(x[:4], every.unsqueeze(0)), -1) - 14 * math.log(2)).numpy(),
+        )
+
+
+def test_independent_labels_need_no_enumeration() -> None:
+    X, Y = problem(n=100, m=30)
+    for name in ("generalized-kl", "kl"):
+        model = quick("linear", samples=None, divergence=name, max_epochs=300).fit(X, Y)
+        logits = torch.tensor(X) @ model.energy_.network.weight.T + model.energy_.network.bias
+        np.testing.assert_allclose(model.predict_proba(X), logits.sigmoid().numpy())
+        value = (nn.functional.softplus(logits) - logits / 2 - math.log(2)).sum(-1) - float(name == "kl")
+        np.testing.assert_allclose(model.log_partition(X), value.numpy(), atol=1e-10)
+    shallow = quick("mlp", samples=None).fit(X, Y)
+    assert shallow.partition_ is None and shallow.score(X, Y) <= 1
+
+
+def test_early_stopping_keeps_the_best() -> None:
+    X, Y = problem(n=80, d=20)
+    options = {"max_epochs": 100, "samples": None, "alpha": 0.0, "learning_rate": 0.05}
+    model = quick(early_stopping=True, validation_fraction=0.3, n_iter_no_change=5, **options).fit(X, Y)
+    assert model.n_iter_ == len(model.loss_curve_) < 100
+    assert quick(**options).fit(X, Y).n_iter_ == 100
+
+
+def test_an_energy_of_ones_own() -> None:
+    X, Y = problem()
+    model = quick(lambda d, space: PairwiseEnergy(nn.Linear(d, space.width), space)).fit(X, Y)
+    assert isinstance(model.energy_.network, nn.Linear) and model.energy_.constant.abs().sum() > 0
+
+
+def test_it_says_how_it_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    X, Y = problem(n=40)
+    quick(verbose=2, max_epochs=3, partition_epochs=1).fit(X, Y)
+    lines = capsys.readouterr().out.splitlines()
+    assert [
+        bool(re.match(r"\[MultilabelEnergyClassifier\] epoch \d of 3: loss", line)) for line in lines
+    ] == [
+        True,
+        True,
+        True,
+        False,
+    ]
+    assert lines[3].startswith("[MultilabelEnergyClassifier, log-partition] epoch 1 of 1")
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    X, Y = problem(n=40)
+    before = torch.random.get_rng_state()
+    quick(max_epochs=1).fit(X, Y)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+# -- What is refused.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"energy": "pairwize"},
+            r"energy must be one of linear, .*received 'pairwize' \(did you mean 'pairwise'",
+        ),
+        ({"energy": "assignment"}, "received 'assignment'"),
+        ({"divergence": "klx"}, "klx"),
+        ({"samples": 0}, "samples must be at least 1, or None"),
+        ({"max_epochs": 0}, "max_epochs must be at least 1, received 0"),
+        ({"partition_epochs": -1}, "partition_epochs must be at least 0, received -1"),
+        ({"alpha": -1.0}, "alpha must be >= 0"),
+        ({"early_stopping": True, "validation_fraction": 1.5}, r"in \(0, 1\), received 1.5"),
+    ],
+)
+def test_bad_parameters(options: dict[str, Any], message: str) -> None:
+    X, Y = problem(n=20)
+    with pytest.raises(InputError, match=message):
+        quick(**options).fit(X, Y)
+
+
+def test_bad_data() -> None:
+    X, Y = problem(n=20)
+    model = quick(max_epochs=1)
+    with pytest.raises(InputError, match="y has one class, 1; at least two"):
+        model.fit(X, np.ones(20, int))
+    with pytest.raises(InputError, match=r"y must hold 0 and 1, one column a label, received the row"):
+        model.fit(X, Y + 1 + np.arange(4))
+    with pytest.raises(ValueError, match="NaN"):
+        model.fit(np.where(X > 2, np.nan, X) * np.nan, Y)
+    with pytest.raises(ValueError, match="Unknown label type"):
+        model.fit(X, Y + 0.5)
+    with pytest.raises(InputError, match=r"at most 4096, and Subsets\(width=13\) has 2\^13.0"):
+        quick(samples=None).fit(X, np.tile(Y, 4)[:, :13])
+    model.fit(X, Y)
+    with pytest.raises(ValueError, match=r"4 features, but .* expecting 5 features"):
+        model.predict(X[:, :4])
+    with pytest.raises(InputError, match=r"the 4 labels of fit, received shape \(20, 3\)"):
+        model.score(X, Y[:, :3])
+    with pytest.raises(InputError, match=r"y has the class np.str_\('z'\); fit saw \['a', 'b'\]"):
+        quick(max_epochs=1).fit(X, np.array(["a", "b"] * 10)).score(X, np.array(["a", "z"] * 10))
+    with pytest.raises(InputError, match=r"2\^21.0 configurations, and at most 2\^20"):
+        quick(max_epochs=1).fit(X, np.tile(Y, 6)[:, :21]).exact_log_partition(X)
