@@ -104,6 +104,8 @@ def test_index_form_is_the_dense_one_with_its_gradients(name: str, batch: tuple[
         else:
             y = dense(leaves[1], routing, expert)
         results.append((y, *torch.autograd.grad((y * y).sum(), leaves)))
+    sent = torch.einsum("...td,...tec->...ecd", x, routing.dispatch)
+    torch.testing.assert_close(routing.send(x), sent, rtol=1e-12, atol=1e-12)  # zeros in empty slots
     assert (results[0][1] != 0).any()
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

@@ -209,7 +209,7 @@ def finite(logits: Tensor, mask: Tensor | None, axes: int) -> Tensor:
     if mask is not None:
         present = mask.bool().reshape(*mask.shape, *(1,) * (axes - 1))
         scores = torch.where(present, scores, 0.0)
-    if not holds(torch.isfinite(scores)):
+    if scores.numel() and not holds(torch.stack(torch.aminmax(scores.detach())).isfinite()):
         wrong = scores.detach()[~torch.isfinite(scores)]
         raise InputError(f"logits of shape {tuple(logits.shape)} must be finite, received {float(wrong[0])}")
     return scores
