@@ -265,6 +265,12 @@ def test_bad_parameters(options: dict[str, Any], message: str) -> None:
         quick(**options).fit(X, Y)
 
 
+def test_an_energy_that_diverges_is_said_so() -> None:
+    X, Y = problem(n=20)
+    with pytest.raises(InputError, match=r"the loss became inf: .* Give more samples"):
+        quick("linear", learning_rate=1e6).fit(X, Y)
+
+
 def test_bad_data() -> None:
     X, Y = problem(n=20)
     model = quick(max_epochs=1)
