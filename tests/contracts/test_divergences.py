@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import oracles
@@ -180,3 +182,16 @@ def test_nan_is_not_hidden() -> None:
 def test_shapes_that_do_not_broadcast() -> None:
     with pytest.raises(InputError, match=r"\(3,\) and \(4,\)"):
         f_divergence(torch.ones(3), torch.ones(4))
+
+
+@pytest.mark.parametrize("name", [*NAMES, "jsd:0.3", "skew:0.1:chi2", "reverse:kl"])
+def test_a_divergence_with_a_name_is_pickled_by_it(name: str) -> None:
+    record = divergence(name)
+    assert pickle.loads(pickle.dumps(record)) is record and copy.deepcopy(record) is record
+
+
+def test_one_of_your_own_is_not_taken_for_another() -> None:
+    impostor = FDivergence("kl", lambda u: (u - 1) ** 2)
+    assert copy.deepcopy(impostor) is not divergence("kl")
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        pickle.dumps(impostor)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import fenchel
 from fenchel import sinkhorn_token_choice, softmax_token_choice, sparse_token_choice, sparsemax
+from fenchel.operators.transport import sparse_transport
 
 
 def draw(*shape: int) -> Tensor:
@@ -137,24 +138,44 @@ def test_sinkhorn_keeps_the_largest_of_its_plan() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])
-def test_sparse_plan_is_the_sparsemax_of_priced_logits(k: int) -> None:
-    logits = draw(30, 4) + torch.tensor([1.0, 0.0, 0.0, -1.0], dtype=torch.float64)
-    routing = sparse_token_choice(logits, k=k, capacity=30, regularization=0.7)
+def test_sparse_plan_is_exact_for_tokens_and_even_over_experts(k: int) -> None:
+    logits = draw(200, 4) + torch.tensor([1.0, 0.0, 0.0, -1.0], dtype=torch.float64)
+    routing = sparse_token_choice(logits, k=k, capacity=200, iterations=100)
     weights = routing.combine.sum(-1)
     assert ((weights > 0).sum(-1) <= k).all()
-    torch.testing.assert_close(weights.sum(-1), torch.ones(30).double(), rtol=1e-9, atol=1e-9)
-    if k < 4:
-        return
-    # Without a bound on the nonzeros the problem is convex: loads are equal, prices explain the weights.
-    torch.testing.assert_close(weights.sum(0), torch.full((4,), 7.5).double(), rtol=1e-4, atol=1e-4)
     assert torch.equal(routing.demand, (weights > 0).sum(0))
-    rows = [row for row in weights if (row > 1e-6).all()]
-    if rows:
-        gaps = (0.7 * weights - logits)[(weights > 1e-6).all(-1)]
-        prices = gaps - gaps[:, :1]
-        torch.testing.assert_close(prices, prices[:1].expand_as(prices), rtol=1e-6, atol=1e-6)
-        priced = (logits + prices[0]) / 0.7
-        torch.testing.assert_close(weights, sparsemax(priced), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(200).double(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(weights.sum(0), torch.full((4,), 50.0).double(), rtol=0.03, atol=0)
+    unbalanced = softmax_token_choice(logits, k=k, capacity=200).combine.sum((0, -1))
+    assert unbalanced.std() > 10 * weights.sum(0).std()
+
+
+def test_sparse_plan_is_the_transport_plan_where_that_is_unique() -> None:
+    """With k = E the problem is convex, and `sparse_transport` solves it exactly."""
+    logits = draw(40, 4)
+    masses = torch.full((4,), 10.0).double(), torch.ones(40).double()
+    found = sparse_transport(-logits.mT, *masses, k=4, regularization=0.7)
+    routing = sparse_token_choice(logits, k=4, capacity=40, regularization=0.7, iterations=300)
+    torch.testing.assert_close(routing.combine.sum(-1), found.plan.mT, rtol=0, atol=0.01)
+
+
+def test_sparse_weights_are_the_sparsemax_of_priced_logits_with_its_gradient() -> None:
+    """Differences of prices are read off the plan; with them weights and gradient follow."""
+    logits, probe = draw(30, 3).requires_grad_(), draw(30, 3)
+    weights = sparse_token_choice(logits, k=3, capacity=30, regularization=2.0).combine.sum(-1)
+    inside = (weights > 0).all(-1)
+    assert inside.sum() > 3
+    gaps = (2.0 * weights - logits)[inside]
+    prices = gaps[0] - gaps[0, :1]
+    torch.testing.assert_close(gaps - gaps[:, :1], prices.expand_as(gaps))
+    expected = sparsemax((logits + prices.detach()) / 2.0)
+    torch.testing.assert_close(weights, expected)
+    for mine, other in zip(
+        torch.autograd.grad((weights * probe).sum(), logits),
+        torch.autograd.grad((expected * probe).sum(), logits),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other)
 
 
 def test_sparse_choices_of_weight_zero_take_no_slot() -> None:

@@ -18,12 +18,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from fenchel.checks import looked
 from fenchel.divergences import derive
+from fenchel.errors import InputError
 
 Elementwise = Callable[[Tensor], Tensor]
 Pairwise = Callable[[Tensor, Tensor], Tensor]
@@ -107,6 +109,16 @@ class FDivergence:
 
     def __repr__(self) -> str:
         return f"FDivergence({self.name!r})"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        # Functions cannot be pickled, names can: a divergence that has one is found again by it.
+        from fenchel.divergences.table import divergence
+
+        try:
+            known = divergence(self.name)
+        except InputError:
+            known = None
+        return (divergence, (self.name,)) if known is self else super().__reduce_ex__(protocol)
 
     def __call__(self, p: Tensor, q: Tensor, *, dim: int = -1) -> Tensor:
         """D_f(p, q) along `dim`; see `fenchel.f_divergence`."""

@@ -19,6 +19,7 @@ from fenchel.losses.reduce import reduce
 from fenchel.losses.routing import importance_loss, load_balance_loss, router_z_loss
 from fenchel.losses.sharded import sharded_fenchel_young_loss, sharded_linear_fenchel_young_loss
 from fenchel.losses.sinkhorn import sinkhorn_loss
+from fenchel.losses.transport import sinkhorn_divergence
 from fenchel.losses.truncated import TopK
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "router_z_loss",
     "sharded_fenchel_young_loss",
     "sharded_linear_fenchel_young_loss",
+    "sinkhorn_divergence",
     "sinkhorn_loss",
     "update_ema_target",
     "uskd_loss",

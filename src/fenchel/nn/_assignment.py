@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from fenchel.errors import InputError
 from fenchel.nn.routing import Routing, finite
-from fenchel.operators import Transport
+from fenchel.operators import sparsemax
+from fenchel.operators.transport import entropic_transport
 
 
 def fill(standing: Tensor, weights: Tensor, capacity: int, mask: Tensor | None) -> Routing:
@@ -33,18 +32,75 @@ def largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return last - (best & 0xFFFFFFFF), best >> 32 > 0
 
 
-def transport_plan(transport: Callable[..., Transport], scores: Tensor, mask: Tensor | None) -> Tensor:
-    """The plan (..., T, E) of most score, with mass one for each token and the same for each expert."""
+def balancing_prices(scores: Tensor, mask: Tensor | None, regularization: float, iterations: int) -> Tensor:
+    """What to add to the scores (..., T, E) of each expert, (..., E), to even out its load.
+
+    With them softmax((scores + prices) / regularization) has the same sum for all experts.
+    """
+    check_transport(regularization, iterations)
     if scores.numel() == 0:
-        return scores
+        return scores.new_zeros(*scores.shape[:-2], scores.shape[-1])
+    tokens, experts = _masses(scores, mask)
+    return _potentials(scores, tokens, experts, regularization, iterations)[1]
+
+
+def sparse_plan(
+    scores: Tensor, mask: Tensor | None, k: int, *, by_expert: bool, regularization: float, iterations: int
+) -> Tensor:
+    """A plan (..., T, E) with the masses of `_masses` and at most k nonzeros for each token, or expert.
+
+    Those are the k largest of its scores plus prices, and its masses are met exactly: they are a sparsemax.
+    The masses of the other side are met by the prices, nearly: from those of an entropic plan, subgradient
+    ascent on the semi-dual takes so many steps. `sparse_transport` climbs to the top, in time that a layer
+    has not, and until its whole batch is there; here a group does not depend on the others.
+    """
+    check_transport(regularization, iterations)
+    if scores.numel() == 0 or k == 0:
+        return torch.zeros_like(scores)
+    masses = _masses(scores, mask)
+    with torch.no_grad():
+        start = _potentials(scores.detach(), *masses, 0.3 * regularization, iterations)
+    mass, other = masses[::-1] if by_expert else masses
+    price = start[0] if by_expert else start[1]
+    rows = scores.mT if by_expert else scores
+    if mask is not None and by_expert:
+        rows = rows.masked_fill(masses[0].unsqueeze(-2) == 0, -torch.inf)
+    with torch.no_grad():
+        for step in range(1, iterations + 1):
+            met = _sparsemax_of_largest(rows.detach() + price.unsqueeze(-2), mass, k, regularization).sum(-2)
+            excess = torch.where(other > 0, met / other.clamp_min(1e-12) - 1, 0.0)
+            price = price - 0.5 * regularization / step * excess.clamp(-1, 1)
+    plan = _sparsemax_of_largest(rows + price.unsqueeze(-2), mass, k, regularization)
+    return without_padding(plan.mT if by_expert else plan, mask)
+
+
+def _sparsemax_of_largest(scores: Tensor, mass: Tensor, k: int, regularization: float) -> Tensor:
+    """argmax <p, scores> - γ/2 |p|² over p >= 0 with Σp = mass and at most k nonzeros, in each row."""
+    top, index = scores.topk(k, -1)
+    mass = mass.unsqueeze(-1)
+    shares = sparsemax(top / (regularization * torch.where(mass > 0, mass, 1.0)))
+    return torch.zeros_like(scores).scatter(-1, index, mass * shares)
+
+
+def _masses(scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One for each token that counts, (..., T), and as much for each expert, (..., E)."""
     tokens = scores.new_ones(scores.shape[:-1])
     if mask is not None:
         present = mask.bool()
-        # A group without tokens has a plan too, which is cut away below.
+        # A group without tokens has a plan too, which is cut away in the end.
         tokens = (present | ~present.any(-1, keepdim=True)).to(scores.dtype)
     share = tokens.sum(-1, keepdim=True) / scores.shape[-1]
-    experts = share.expand(*scores.shape[:-2], scores.shape[-1])
-    return without_padding(transport(-scores, tokens, experts).plan, mask)
+    return tokens, share.expand(*scores.shape[:-2], scores.shape[-1])
+
+
+def _potentials(
+    scores: Tensor, tokens: Tensor, experts: Tensor, regularization: float, iterations: int
+) -> tuple[Tensor, Tensor]:
+    # Without a tolerance, so that a group does not depend on the others.
+    found = entropic_transport(
+        -scores, tokens, experts, regularization=regularization, iterations=iterations, tolerance=0.0
+    )
+    return found.row_potential, found.column_potential
 
 
 def without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -52,7 +108,16 @@ def without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x * mask.bool().unsqueeze(-1)
 
 
+def check_transport(regularization: float, iterations: int) -> None:
+    """Raise InputError where no plan can be made."""
+    if not 0 < regularization < float("inf"):
+        raise InputError(f"regularization must be positive and finite, received {regularization}")
+    if iterations < 1:
+        raise InputError(f"iterations must be at least 1, received {iterations}")
+
+
 def check_scores(logits: Tensor, mask: Tensor | None, capacity: int, k: int = 1) -> Tensor:
+    """The logits in float32 or wider, zeros for padding."""
     if capacity < 0:
         raise InputError(f"capacity must be >= 0, received {capacity}")
     scores = finite(logits, mask, 2)

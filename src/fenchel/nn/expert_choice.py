@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from torch import Tensor
 
-from fenchel.nn._assignment import check_scores, fill, transport_plan, without_padding
+from fenchel.nn._assignment import check_scores, fill, sparse_plan, without_padding
 from fenchel.nn.routing import Routing
-from fenchel.operators import sparse_transport
 
 
 def softmax_expert_choice(logits: Tensor, *, capacity: int, mask: Tensor | None = None) -> Routing:
@@ -42,25 +39,32 @@ def softmax_expert_choice(logits: Tensor, *, capacity: int, mask: Tensor | None 
 
 
 def sparse_expert_choice(
-    logits: Tensor, *, capacity: int, regularization: float = 1.0, mask: Tensor | None = None
+    logits: Tensor,
+    *,
+    capacity: int,
+    regularization: float = 1.0,
+    iterations: int = 10,
+    mask: Tensor | None = None,
 ) -> Routing:
     """Each expert takes the tokens of a transport plan with at most C nonzeros for each expert.
 
-    The plan is that of `sparse_token_choice`, but for the side that is sparse: an expert's tokens share
-    T / E among at most C of them. Its entries are the weights; those of a token sum to one, as far as
-    the slots suffice for all tokens.
+    The plan is that of `sparse_token_choice`, but for the side that is sparse: each expert divides T / E
+    among at most C tokens, as the sparsemax of its C largest of (logits + price) / γ, with a price for
+    each token that keeps it from being left out. An expert's sum is exact, a token's is near one where
+    the slots suffice. The entries are the weights; prices are constants of their gradient.
 
     Args:
         logits: of the router, shape (..., T, E).
         capacity: the tokens C that each expert takes at most from each group.
         regularization: γ > 0, in the units of the logits: the smaller, the fewer tokens.
+        iterations: of the prices, as in `sparse_token_choice`.
         mask: tokens that count, shape (..., T).
 
     Returns:
         A `Routing`, with weights in float32 or wider.
 
     Raises:
-        InputError: as `softmax_token_choice`; regularization not positive.
+        InputError: as `softmax_token_choice`; regularization or iterations not positive.
 
     Example:
         >>> import torch
@@ -75,7 +79,7 @@ def sparse_expert_choice(
     """
     scores = check_scores(logits, mask, capacity)
     most = min(capacity, scores.shape[-2])
-    plan = scores.new_zeros(scores.shape)
-    if most:
-        plan = transport_plan(partial(sparse_transport, k=most, regularization=regularization), scores, mask)
+    plan = sparse_plan(
+        scores, mask, most, by_expert=True, regularization=regularization, iterations=iterations
+    )
     return fill(plan.detach(), plan, capacity, mask)

@@ -168,6 +168,8 @@ class MoEFeedForward(torch.nn.Module):
     def _experts(self, x: Tensor) -> Tensor:
         """(..., E, C, d) to the same shape, expert e on its own slots."""
         by_expert = x.movedim(-3, 0)
+        if len(by_expert) != len(self.weight_in):
+            raise InputError(f"the layer has {len(self.weight_in)} experts, and its router {len(by_expert)}")
         rows = by_expert.flatten(1, -2)
         hidden = _linear(rows, self.weight_in, self.bias_in)
         if self.gated:

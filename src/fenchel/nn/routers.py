@@ -33,7 +33,8 @@ class Router(torch.nn.Module):
     """Routes tokens by a linear map and one of the methods of sparse routing.
 
     The logits and all that follows are computed in float32 or wider, whatever the dtype of the tokens and
-    under autocast too: half types would choose other experts.
+    under autocast too: half types would choose other experts. `torch.compile` breaks its graph at the
+    transport of the Sinkhorn and sparse methods, not at softmax.
 
     Args:
         d_model: the width d of the tokens.
@@ -186,7 +187,11 @@ class SoftRouter(torch.nn.Module):
             tokens = F.normalize(_wide(x), dim=-1)
             keys = self.scale.to(tokens.dtype) * F.normalize(self.weight.to(tokens.dtype), dim=-1)
             logits = F.linear(tokens, keys.flatten(0, 1)).unflatten(-1, (experts, slots))
-            return soft_routing(logits, mask=mask), logits.new_zeros(())
+            return self.route(logits, mask), logits.new_zeros(())
+
+    def route(self, logits: Tensor, mask: Tensor | None = None) -> SoftRouting:
+        """The routing of logits (..., T, E, C)."""
+        return soft_routing(logits, mask=mask)
 
     def extra_repr(self) -> str:
         experts, slots, d_model = self.weight.shape

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from fenchel.errors import InputError
-from fenchel.nn._assignment import check_scores, fill, largest, transport_plan, without_padding
+from fenchel.nn._assignment import balancing_prices, check_scores, fill, largest, sparse_plan, without_padding
 from fenchel.nn.routing import Routing
-from fenchel.operators import Transport, entropic_transport, sparse_transport
 
 PRIORITIES = ("probability", "order")
 
@@ -70,7 +67,7 @@ def sinkhorn_token_choice(
     k: int = 2,
     capacity: int,
     regularization: float = 1.0,
-    iterations: int = 100,
+    iterations: int = 20,
     normalize: bool | None = None,
     priority: str = "probability",
     mask: Tensor | None = None,
@@ -87,7 +84,7 @@ def sinkhorn_token_choice(
         k: experts for each token.
         capacity: slots C of each expert, for each group.
         regularization: ε > 0, in the units of the logits.
-        iterations: the most Sinkhorn iterations; they stop where loads are within 1e-4 T of equal.
+        iterations: of Sinkhorn.
         normalize: as in `softmax_token_choice`.
         priority: as in `softmax_token_choice`, by the plan.
         mask: tokens that count, shape (..., T).
@@ -109,11 +106,10 @@ def sinkhorn_token_choice(
         (Sinkhorn); Liu, Blondel, Riquelme and Puigcerver, 2024, arXiv 2401.15969.
     """
     scores = check_scores(logits, mask, capacity, k)
-    options = {"regularization": regularization, "iterations": iterations, "tolerance": 1e-4}
-    plan = transport_plan(partial(entropic_transport, **options), scores.detach(), mask)
-    return _token_choice(
-        plan, without_padding(scores.softmax(-1), mask), k, capacity, normalize, priority, mask
-    )
+    prices = balancing_prices(scores.detach(), mask, regularization, iterations)
+    plan = ((scores.detach() + prices.unsqueeze(-2)) / regularization).softmax(-1)
+    gates = without_padding(scores.softmax(-1), mask)
+    return _token_choice(without_padding(plan, mask), gates, k, capacity, normalize, priority, mask)
 
 
 def sparse_token_choice(
@@ -122,21 +118,24 @@ def sparse_token_choice(
     k: int = 2,
     capacity: int,
     regularization: float = 1.0,
+    iterations: int = 10,
     priority: str = "probability",
     mask: Tensor | None = None,
 ) -> Routing:
     """Each token takes the experts of a transport plan with at most k nonzeros for each token.
 
-    The plan Π maximises <Π, logits> - γ/2 |Π|², with sums of one over experts and T / E over tokens: it is
-    sparsemax of the k largest of (logits + price) / γ, with a price for each expert that evens out the
-    loads. Its entries are the weights, which thus sum to one and carry the gradient, of the prices too.
-    With k = 1 they are one, and the router has no gradient.
+    The plan Π is to maximise <Π, logits> - γ/2 |Π|², with sums of one over experts and T / E over tokens:
+    it is sparsemax of the k largest of (logits + price) / γ, with a price for each expert that evens out
+    the loads. Sums over experts are exactly one; those over tokens are as even as the prices become in
+    `iterations` (`sparse_transport` solves the same problem to its end). The entries are the weights;
+    prices are constants of their gradient. With k = 1 weights are one, and the router has no gradient.
 
     Args:
         logits: of the router, shape (..., T, E).
         k: the most experts for each token.
         capacity: slots C of each expert, for each group.
         regularization: γ > 0, in the units of the logits: the smaller, the fewer experts.
+        iterations: of the prices, first by Sinkhorn, then by steps up the semi-dual.
         priority: as in `softmax_token_choice`, by the plan.
         mask: tokens that count, shape (..., T).
 
@@ -144,7 +143,7 @@ def sparse_token_choice(
         A `Routing`, with weights in float32 or wider.
 
     Raises:
-        InputError: as `softmax_token_choice`; regularization not positive.
+        InputError: as `softmax_token_choice`; regularization or iterations not positive.
 
     Example:
         >>> import torch
@@ -159,11 +158,7 @@ def sparse_token_choice(
     """
     scores = check_scores(logits, mask, capacity, k)
 
-    def transport(cost: Tensor, tokens: Tensor, experts: Tensor) -> Transport:
-        found = sparse_transport(cost.mT, experts, tokens, k=k, regularization=regularization)
-        return found._replace(plan=found.plan.mT)
-
-    plan = transport_plan(transport, scores, mask)
+    plan = sparse_plan(scores, mask, k, by_expert=False, regularization=regularization, iterations=iterations)
     return _token_choice(plan.detach(), plan, k, capacity, False, priority, mask)
 
 

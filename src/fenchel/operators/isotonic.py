@@ -39,7 +39,7 @@ def isotonic_regression(
         solver: "pav" pools adjacent violators: exact, in linear time on a CPU. "dykstra" takes a fixed number
             of alternating projections onto neighbours in order, whatever the values: nothing is waited for
             on an accelerator. It is exact once they have found the blocks, for which a block of m entries
-            needs about m² / 2 of them.
+            needs in the order of m² of them.
         iterations: of "dykstra".
         dim: the axis of the sequence.
         impl: which implementation of "pav" runs: "auto", "eager" or "cpu"; see `fenchel.which`.

@@ -45,7 +45,9 @@ def project_simplex(x: Tensor, *, radius: float | Tensor = 1.0, dim: int = -1) -
         raise InputError(
             f"radius must be positive and finite, received {_worst(r, (r > 0) & (r < torch.inf))}"
         )
-    return (r * f_softargmax(rows / r, "alpha:2")).movedim(-1, dim).to(x.dtype)
+    # Only differences count, and those of large x survive the division so.
+    gaps = rows - rows.detach().amax(-1, keepdim=True)
+    return (r * f_softargmax(gaps / r, "alpha:2")).movedim(-1, dim).to(x.dtype)
 
 
 def project_capped_simplex(x: Tensor, total: float | Tensor, *, upper: float = 1.0, dim: int = -1) -> Tensor:

@@ -1,4 +1,4 @@
-"""Soft sort and soft rank: projections onto permutahedra, exact where the regularisation is small."""
+"""Soft sort and soft rank: projections onto permutahedra, hard where the regularisation is small."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def soft_sort(
 ) -> Tensor:
     """Differentiable sort: the projection of ρ / ε with ρ = (n, ..., 1) onto the permutahedron of x.
 
-    As ε → 0 it tends to the sorted x, as ε → ∞ every entry tends to their mean (quadratic) or logmeanexp
-    (entropic). The quadratic one *is* the sorted x as soon as neighbours in it differ by at most 1 / ε, and
-    keeps Σ x. The entropic one is the logarithm of the KL projection of exp(ρ / ε) onto the permutahedron of
-    exp(x) and keeps Σ exp(x); to ascend, both are the negative of what descends in -x.
+    It *is* the sorted x as soon as neighbours in it differ by at most 1 / ε; as ε → ∞ every entry tends to
+    their mean (quadratic) or logmeanexp (entropic). The quadratic one keeps Σ x. The entropic one is the
+    logarithm of the KL projection of exp(ρ / ε) onto the permutahedron of exp(x) and keeps Σ exp(x). To
+    ascend, both are the negative of what descends in -x.
 
     Args:
         x: (..., n, ...), any float dtype; float16 and bfloat16 are computed in float32.
@@ -68,9 +68,9 @@ def soft_rank(
 ) -> Tensor:
     """Differentiable ranks: the projection of x / ε onto the permutahedron of ρ = (n, ..., 1).
 
-    As ε → 0 they tend to the ranks 1 to n, as ε → ∞ all to (n + 1) / 2. The quadratic ones *are* the ranks as
-    soon as the values differ by at least ε. The entropic ones are the KL projection of exp(x / ε) onto
-    the same permutahedron. Both sum to n (n + 1) / 2.
+    They *are* the ranks 1 to n as soon as the values differ by at least ε (quadratic) or ε ln 2 (entropic);
+    as ε → ∞ all tend to (n + 1) / 2. Ties share the mean of their ranks while ε is small. The entropic ranks
+    are the KL projection of exp(x / ε) onto the same permutahedron. Both sum to n (n + 1) / 2.
 
     Args:
         x: (..., n, ...), any float dtype; float16 and bfloat16 are computed in float32.

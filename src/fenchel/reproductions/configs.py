@@ -14,6 +14,8 @@ NAMES = (
     "gkd",
     "f-divergence-losses",
     "fitzpatrick",
+    "sparse-topk",
+    "moe-routers",
     "joint-ebm",
 )
 SCALES = ("small", "medium", "large")

@@ -1,60 +1,72 @@
 // Isotonic problems, a row at a time: pool adjacent violators in linear time, in double precision. What the
-// kinds are is said in fenchel/kernels/isotonic.py. A block keeps the few numbers that merge.
+// kinds are is said in fenchel/kernels/isotonic.py. A block keeps the few numbers that merge; whether it lies
+// above a level is known from these, and only a block that stays is solved for its value.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <vector>
+#include <memory>
 using std::int64_t;
 
-// The real root of u³ + p u + q = 0 with p >= 0, without a difference.
+// The real root of u³ + p u + q = 0 with p >= 0: Cardano's, without a difference.
 static double depressed_root(double p, double q) {
-  const double third = p / 3, half = std::fabs(q) / 2;
-  const double unit = std::max(std::sqrt(third), std::cbrt(half));
-  if (unit == 0) return 0;
-  const double x = third / (unit * unit), h = half / (unit * unit * unit);
-  const double t = std::cbrt(h + std::sqrt(h * h + x * x * x)), w = x / t;
-  return std::copysign(unit * (2 * h / (t * t + x + w * w)), -q);
+  double third = p / 3, half = std::fabs(q) / 2, unit = 1;
+  const double size = std::max(third, half);
+  if (size == 0) return 0;
+  if (size > 1e90 || size < 1e-90) {  // in units in which the larger of the two is one
+    unit = std::max(std::sqrt(third), std::cbrt(half));
+    third /= unit * unit;
+    half /= unit * unit * unit;
+  }
+  const double t = std::cbrt(half + std::sqrt(half * half + third * third * third)), w = third / t;
+  return std::copysign(unit * (2 * half / (t * t + third + w * w)), -q);
 }
 
 struct Mean {
   static constexpr double A = 1;  // where a is not given
-  double weight, value;
-  Mean(double s, double a, double) : weight(a), value(s) {}
+  double sum, weight, value;
+  Mean() = default;
+  Mean(double s, double a, double) : sum(a * s), weight(a), value(s) {}
+  bool above(double level) const { return sum > level * weight; }
   void absorb(const Mean& x) {
+    sum += x.sum;
     weight += x.weight;
-    value += (x.value - value) * (x.weight / weight);
   }
+  void solve() { value = sum / weight; }
   // What rounding left of the value, from the entries of the block.
   template <class Entries>
   double rest(const Entries& entry, int64_t begin, int64_t end) const {
-    double sum = 0, mass = 0;
+    double left = 0, mass = 0;
     for (int64_t i = begin; i < end; ++i) {
       const double a = entry.a(i, A);
-      sum += a * (entry.s(i) - value);
+      left += a * (entry.s(i) - value);
       mass += a;
     }
-    return sum / mass;
+    return left / mass;
   }
 };
 
 struct Cubic {
   static constexpr double A = 0;
   double count = 1, mean, second = 0, third = 0, a, b, value;  // central moments, and the sums of a and b
-  Cubic(double s, double a_, double b_) : mean(s), a(a_), b(b_) { solve(); }
-  void solve() {
-    value = mean + depressed_root((3 * second + b) / count, (a + mean * b - third) / count);
+  Cubic() = default;
+  Cubic(double s, double a_, double b_) : mean(s), a(a_), b(b_) {}
+  double slope() const { return 3 * second + b; }
+  double constant() const { return a + mean * b - third; }
+  bool above(double level) const {
+    const double u = level - mean;
+    return (count * u * u + slope()) * u + constant() < 0;
   }
   void absorb(const Cubic& x) {
     const double total = count + x.count, apart = x.mean - mean, share = x.count / total;
-    third += x.third + apart * apart * apart * count * share * (count - x.count) / total +
-             3 * apart * (count * x.second - x.count * second) / total;
+    third += x.third + apart * (apart * apart * count * share * (count - x.count) / total +
+                                3 * (count * x.second - x.count * second) / total);
     second += x.second + apart * apart * count * share;
     mean += apart * share;
     count = total;
     a += x.a;
     b += x.b;
-    solve();
   }
+  void solve() { value = mean + depressed_root(slope() / count, constant() / count); }
   template <class Entries>
   double rest(const Entries& entry, int64_t begin, int64_t end) const {
     double residual = 0, slope = 0;
@@ -70,7 +82,9 @@ struct Cubic {
 struct Entropic {
   static constexpr double A = 0;
   double top_s, mass_s = 1, top_a, mass_a = 1, value;
-  Entropic(double s, double a, double) : top_s(s), top_a(a), value(s - a) {}
+  Entropic() = default;
+  Entropic(double s, double a, double) : top_s(s), top_a(a) {}
+  bool above(double level) const { return mass_s > mass_a * std::exp(level - (top_s - top_a)); }
   static void add(double& top, double& mass, double other, double more) {
     if (other > top) {
       mass = mass * std::exp(top - other) + more;
@@ -82,8 +96,8 @@ struct Entropic {
   void absorb(const Entropic& x) {
     add(top_s, mass_s, x.top_s, x.mass_s);
     add(top_a, mass_a, x.top_a, x.mass_a);
-    value = (top_s - top_a) + std::log(mass_s / mass_a);
   }
+  void solve() { value = (top_s - top_a) + std::log(mass_s / mass_a); }
   template <class Entries>
   double rest(const Entries&, int64_t, int64_t) const {
     return 0;
@@ -98,28 +112,38 @@ struct Problem {
   double b(int64_t i) const { return b_ ? b_[i] : 0; }
 };
 
+template <class Kind>
+struct Block {
+  Kind kind;
+  int64_t begin;
+};
+
+// `blocks` has room for n.
 template <class Kind, class Real>
-static void solve(const Problem<Real>& entry, int64_t n, std::vector<Kind>& block, std::vector<int64_t>& start,
-                  Real* v, int64_t* number) {
-  block.clear();
-  start.clear();
+static void solve(const Problem<Real>& entry, int64_t n, Block<Kind>* blocks, Real* v, int64_t* number) {
+  int64_t size = 0;
+  double level = INFINITY;  // of the last block
   for (int64_t i = 0; i < n; ++i) {
-    block.emplace_back(entry.s(i), entry.a(i, Kind::A), entry.b(i));
-    start.push_back(i);
-    while (block.size() > 1 && block[block.size() - 2].value < block.back().value) {
-      block[block.size() - 2].absorb(block.back());
-      block.pop_back();
-      start.pop_back();
+    Kind last(entry.s(i), entry.a(i, Kind::A), entry.b(i));
+    int64_t begin = i;
+    while (size && last.above(level)) {
+      --size;
+      last.absorb(blocks[size].kind);
+      begin = blocks[size].begin;
+      level = size ? blocks[size - 1].kind.value : INFINITY;
     }
+    last.solve();
+    level = last.value;
+    blocks[size++] = {last, begin};
   }
-  const int64_t blocks = block.size();
-  start.push_back(n);
   double least = INFINITY;
-  for (int64_t k = 0; k < blocks; ++k) {
-    const double value = block[k].value + block[k].rest(entry, start[k], start[k + 1]);
-    least = std::min(least, value);  // neighbours may be in the wrong order by their rounding
-    std::fill(v + start[k], v + start[k + 1], (Real)least);
-    std::fill(number + start[k], number + start[k + 1], k);
+  for (int64_t k = 0; k < size; ++k) {
+    const int64_t begin = blocks[k].begin, end = k + 1 < size ? blocks[k + 1].begin : n;
+    const Kind& kind = blocks[k].kind;
+    // Neighbours may be in the wrong order by their rounding.
+    least = std::min(least, end - begin > 1 ? kind.value + kind.rest(entry, begin, end) : kind.value);
+    std::fill(v + begin, v + end, (Real)least);
+    std::fill(number + begin, number + end, k);
   }
 }
 
@@ -128,12 +152,11 @@ static void solve_rows(const Real* s, int64_t s_stride, const Real* a, int64_t a
                        int64_t b_stride, int64_t rows, int64_t n, Real* v, int64_t* number) {
 #pragma omp parallel if (rows > 1)
   {
-    std::vector<Kind> block;
-    std::vector<int64_t> start;
+    const std::unique_ptr<Block<Kind>[]> blocks(new Block<Kind>[n]);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < rows; ++i) {
       const Problem<Real> entry{s + i * s_stride, a ? a + i * a_stride : nullptr, b ? b + i * b_stride : nullptr};
-      solve(entry, n, block, start, v + i * n, number + i * n);
+      solve(entry, n, blocks.get(), v + i * n, number + i * n);
     }
   }
 }

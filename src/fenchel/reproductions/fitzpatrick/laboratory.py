@@ -68,11 +68,8 @@ def run_split(recipe: Recipe, workspace: Workspace, part: int | None) -> dict[st
     found = {}
     for published in multilabel(recipe.data, recipe.sets):
         split = published if part is None else resplit(published, part)
-        found[split.name] = kept(
-            workspace,
-            unit_of(part, split.name),
-            partial(_fit_unit, split=split, recipe=recipe, seed=part or 0),
-        )
+        fit = partial(_fit_unit, split=split, recipe=recipe, seed=part or 0)
+        found[split.name] = kept(workspace, unit_of(part, split.name), fit)
     return found
 
 
