@@ -134,6 +134,7 @@ def test_what_decides_nothing() -> None:
     large = results_of()
     for seed in large["multilabel"][0]["seeds"]:
         del seed[EXACT]
+        seed["samples"] = {}
     found = verdicts(large)
     assert found["f1-10"] == found["one-per-cent"] == "inconclusive" and found["ranking-mlp"] == "supported"
 
@@ -194,6 +195,7 @@ def test_a_run_is_resumed_and_repeatable(tmp_path: Path, monkeypatch: pytest.Mon
     assert told[0] == 0.0 and told[-1] == 1.0
     few, many = first["multilabel"]
     assert EXACT in few["seeds"][0] and EXACT not in many["seeds"][0]
+    assert few["seeds"][0]["samples"].keys() == {"1", "10", "100"} and not many["seeds"][0]["samples"]
     assert few["seeds"][0] != few["seeds"][1]
     assert run("b") == first
     monkeypatch.setattr(laboratory, "_sets", None)  # nothing is trained twice

@@ -21,6 +21,7 @@ from fenchel import f_softargmax
 from fenchel.errors import InputError
 from fenchel.nn import PairwiseEnergy, Subsets
 from fenchel.sklearn import MultilabelEnergyClassifier
+from fenchel.sklearn._energy import _Stopper
 
 
 def problem(n: int = 200, d: int = 5, m: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -192,6 +193,25 @@ def test_early_stopping_keeps_the_best() -> None:
     assert quick(**options).fit(X, Y).n_iter_ == 100
 
 
+def test_the_weights_of_the_least_held_out_loss_come_back() -> None:
+    losses = iter([3.0, 1.0, 2.0, 2.5])
+
+    class Model:
+        energy_, partition_, _seed, n_iter_no_change = nn.Linear(1, 1), None, 0, 2
+
+        def _loss(self, *_: Any) -> torch.Tensor:
+            return torch.tensor(next(losses))
+
+    model = Model()
+    stopper = _Stopper(model, np.zeros((2, 1)), torch.zeros(2, 1), torch.tensor([0]))  # type: ignore[arg-type]
+    ended = []
+    for epoch in range(4):
+        nn.init.constant_(model.energy_.weight, float(epoch))
+        ended.append(stopper(epoch))
+    stopper.restore()
+    assert ended == [False, False, False, True] and model.energy_.weight.item() == 1.0
+
+
 def test_an_energy_of_ones_own() -> None:
     X, Y = problem()
     model = quick(lambda d, space: PairwiseEnergy(nn.Linear(d, space.width), space)).fit(X, Y)
@@ -243,6 +263,12 @@ def test_bad_parameters(options: dict[str, Any], message: str) -> None:
     X, Y = problem(n=20)
     with pytest.raises(InputError, match=message):
         quick(**options).fit(X, Y)
+
+
+def test_an_energy_that_diverges_is_said_so() -> None:
+    X, Y = problem(n=20)
+    with pytest.raises(InputError, match=r"the loss became inf: .* Give more samples"):
+        quick("linear", learning_rate=1e6).fit(X, Y)
 
 
 def test_bad_data() -> None:

@@ -201,6 +201,11 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
         def loss(indices: Tensor) -> Tensor:
             rows = train[indices]
             value = self._loss(_dense(X, rows), y[rows], generator)
+            if not torch.isfinite(value):
+                raise InputError(
+                    f"the loss became {value.item()}: energies rose where no sample fell. Give more samples, "
+                    "a smaller learning_rate, a larger alpha, scaled features, or energy='linear' or 'mlp'"
+                )
             penalty = sum((weight.square().sum() for weight in penalised), start=value.new_zeros(()))
             return value + 0.5 * self.alpha * penalty
 

@@ -30,6 +30,9 @@ class MultilabelEnergyClassifier(ClassifierMixin, EnergyEstimator):  # type: ign
     minimise E[τ(x) - g(x, y)] + E[exp(g(x, y') - τ(x))] - 1 over sets y' drawn uniformly, by AdamW on
     mini-batches. Scale the features first.
 
+    Sets drawn uniformly seldom resemble those of the data where labels are many and most of them absent: with
+    couplings of some twenty labels the energy may then rise without bound, which ends in an error.
+
     A one-dimensional y gives an ordinary classifier: the configurations are then the single labels, of
     which exactly one holds, not the sets.
 

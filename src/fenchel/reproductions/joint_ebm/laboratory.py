@@ -125,13 +125,11 @@ def _sets(recipe: Recipe, table: int, seed: int) -> dict[str, Any]:
 
     most = recipe.samples[-1]
     found["energies"] = {e: scores(fit(e, most)) for e in ENERGIES if e != "pairwise"}
-    for samples in recipe.samples:
-        model = fit("pairwise", samples)
-        figures: dict[str, Any] = scores(model)
-        if small:
-            figures |= {"train": errors(model, train_x), "test": errors(model, test_x)}
-        found["samples"][str(samples)] = figures
     if small:
+        for samples in recipe.samples:
+            model = fit("pairwise", samples)
+            figures = {"train": errors(model, train_x), "test": errors(model, test_x)}
+            found["samples"][str(samples)] = scores(model) | figures
         found[EXACT] = scores(fit("pairwise", None))
         found[SPARSEMAX] = scores(fit("pairwise", most, divergence="alpha:2"))
         longer = epochs(recipe.partition_steps, len(train_x), recipe.batch)

@@ -69,7 +69,7 @@ def _rows(tables: list[Any], rankings: list[Any], seeds: int) -> list[dict[str, 
     def orders(*path: str) -> Values:
         return {_key("τ", table): [_at(seed, *path) for seed in table["seeds"]] for table in rankings}
 
-    samples = list(tables[0]["seeds"][0]["samples"])
+    samples = list(dict.fromkeys(k for table in tables for k in table["seeds"][0]["samples"]))
     nothing: Values = {key: [None] * seeds for key in (sets("nothing") | orders("nothing"))}
     found = [
         ("the same answer for all", True, sets("nothing") | orders("nothing")),
@@ -123,20 +123,20 @@ def _micro(tables: list[Any]) -> list[str]:
     """What the claims leave out: the other scores, and errors relative to the log-partition."""
     found = []
     for table in tables:
+        if EXACT not in table["seeds"][0]:
+            continue
         scores = {k: [seed["samples"][k] for seed in table["seeds"]] for k in table["seeds"][0]["samples"]}
         words = ", ".join(
             f"{k} samples {_mean(v, 'micro_f1'):.3f} / {_mean(v, 'accuracy'):.3f}" for k, v in scores.items()
         )
-        line = f"{table['name']}: micro F1 / sets right: {words}"
-        if EXACT in table["seeds"][0]:
-            exact = [seed[EXACT] for seed in table["seeds"]]
-            longer = [seed["longer"] for seed in table["seeds"]]
-            seen, unseen = (_mean([each[part] for each in longer], "relative") for part in ("train", "test"))
-            line += (
-                f", exact {_mean(exact, 'micro_f1'):.3f} / {_mean(exact, 'accuracy'):.3f}; relative error of "
-                f"the log-partition after the longer training {seen:.4f}, on unseen inputs {unseen:.4f}"
-            )
-        found.append(line + ".")
+        exact = [seed[EXACT] for seed in table["seeds"]]
+        longer = [seed["longer"] for seed in table["seeds"]]
+        seen, unseen = (_mean([each[part] for each in longer], "relative") for part in ("train", "test"))
+        found.append(
+            f"{table['name']}: micro F1 / sets right: {words}, exact {_mean(exact, 'micro_f1'):.3f} / "
+            f"{_mean(exact, 'accuracy'):.3f}; relative error of the log-partition after the longer training "
+            f"{seen:.4f}, on unseen inputs {unseen:.4f}."
+        )
     return found
 
 
