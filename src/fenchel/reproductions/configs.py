@@ -17,8 +17,8 @@ NAMES = (
     "sparse-topk",
     "moe-routers",
     "joint-ebm",
+    "sparse-ot",
 )
-NAMES = ("teacher-hacking", "gkd", "f-divergence-losses", "sparse-ot")
 SCALES = ("small", "medium", "large")
 
 T = TypeVar("T")
