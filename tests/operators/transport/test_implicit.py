@@ -62,7 +62,8 @@ def test_derivatives_to_second_order(operator: Operator, shape: tuple[int, int])
     assert torch.autograd.gradcheck(value, arguments, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(value, arguments)
     assert torch.autograd.gradcheck(others, arguments, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(others, arguments)
+    if operator is entropic_transport:  # the other plans are linear in pieces
+        assert torch.autograd.gradgradcheck(others, arguments)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -114,7 +115,7 @@ def test_entropic_transport_compiles_to_one_graph() -> None:
     cost = torch.rand(3, 4, 5, dtype=torch.float64, requires_grad=True)
 
     def loss(x: Tensor) -> Tensor:
-        found = entropic_transport(x, regularization=1.0, iterations=8, tolerance=0.0)
+        found = entropic_transport(x, regularization=1.0, iterations=4, tolerance=0.0)
         return found.value.sum() + found.plan.square().sum() + found.row_potential.square().sum()
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
@@ -151,3 +152,14 @@ def test_the_linear_system(shape: tuple[int, int]) -> None:
     expected = torch.linalg.pinv(matrix) @ right
     sums = expected[:m, None] + expected[m:]
     torch.testing.assert_close((x[:, None] + y)[weight > 0], sums[weight > 0], rtol=1e-9, atol=1e-9)
+
+
+def test_the_linear_system_of_blocks_that_hardly_touch() -> None:
+    """Where the multiple of the identity would be felt, were it not for the refinement."""
+    weight = torch.rand(6, 6, dtype=torch.float64)
+    weight[:3, 3:] *= 1e-8
+    weight[3:, :3] *= 1e-8
+    x, y = torch.randn(6).double(), torch.randn(6).double()
+    sums = weight * (x[:, None] + y)
+    found = coupled(weight, sums.sum(1), sums.sum(0))
+    torch.testing.assert_close(found[0][:, None] + found[1], x[:, None] + y, rtol=0, atol=1e-5)

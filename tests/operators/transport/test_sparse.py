@@ -84,10 +84,10 @@ def test_value_bounds_every_sparse_plan_from_below() -> None:
 @pytest.mark.parametrize("gamma", [0.01, 1.0])
 def test_value_of_one_nonzero_is_unregularised_transport(gamma: float, semidual: bool) -> None:
     """With k = 1 the norm of a column is b_j, so that only the transport cost is left to optimise."""
-    cost, a, b = problem(8, 9)
+    cost, a, b = problem(12, 15)
     found = sparse_transport(cost, a, b, k=1, regularization=gamma, semidual=semidual)
     expected = linear_program(cost, a, b) + gamma / 2 * float(b.square().sum())
-    assert expected * (1 - 5e-3) <= float(found.value) <= expected + 1e-10
+    assert expected * (1 - 1e-3) <= float(found.value) <= expected + 1e-10
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
