@@ -23,7 +23,7 @@ from fenchel.operators import f_softargmax
 from fenchel.sklearn._fitting import lbfgs, tensor_of
 
 Array = NDArray[Any]
-NEWTON_SIZE = 512  # coefficients up to which a Hessian is made
+NEWTON_SIZE = 128  # coefficients up to which a Hessian is made
 NEWTON_STEPS = 8
 FITZPATRICK = {"kl": fitzpatrick_logistic_loss, "alpha:2": fitzpatrick_sparsemax_loss}
 
