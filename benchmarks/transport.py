@@ -5,14 +5,17 @@
 
 Squared distances of points drawn uniformly from the unit square, divided by the largest; uniform marginals;
 float64, as POT computes. Each side stops by its own rule, and the residual that it reached is recorded:
-entropic transport after as many updates on both sides, the others where they stop.
+entropic transport after as many updates on both sides, the others where they stop. With few nonzeros a
+column no plan may have the marginals, and then the residual of both sides stays large.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
 from importlib import import_module
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -41,6 +44,12 @@ def missed(found: Any) -> float:
     size = plan.shape[-1]
     violated = ((plan.sum(axis) - 1 / size).abs().max() for axis in (-1, -2))
     return float(size * max(violated))
+
+
+def quietly(solve: Solve) -> Any:
+    """POT prints a line for every evaluation of its sparse dual."""
+    with redirect_stdout(StringIO()):
+        return solve()
 
 
 def compare(question: str, sides: dict[str, Solve], rounds: int, **facts: object) -> None:
@@ -88,7 +97,7 @@ def entropic(ot: Any, epsilon: float) -> None:
 def sparse(ot: Any, gamma: float) -> None:
     for size in (64, 256):
         cost, a = problem(size), np.full(size, 1 / size)
-        peer = {"reg": gamma, "numItermax": 1000, "stopThr": 1e-9}
+        peer = {"reg": gamma, "numItermax": 5000, "stopThr": 1e-12}
         options = {"regularization": gamma, "tolerance": 1e-6 / size}
         sides: dict[str, Solve] = {
             "fenchel": partial(fenchel.quadratic_transport, cost, **options),  # type: ignore[arg-type]
@@ -101,7 +110,9 @@ def sparse(ot: Any, gamma: float) -> None:
             semi = partial(ot.smooth.smooth_ot_semi_dual, a, a, cost.numpy(), max_nz=k, **peer)
             sides = {
                 "fenchel": partial(fenchel.sparse_transport, cost, k=k, **options),  # type: ignore[arg-type]
-                "ot.smooth.smooth_ot_semi_dual": partial(semi, reg_type="sparsity_constrained"),
+                "ot.smooth.smooth_ot_semi_dual": partial(
+                    quietly, partial(semi, reg_type="sparsity_constrained")
+                ),
             }
             compare("sparse", sides, 3, shape=[size, size], regularization=gamma, k=k)
 
