@@ -1,41 +1,30 @@
-"""What experiments share: a laboratory for each seed, how a model begins, and figures that are kept."""
+"""What trainings of language models share: a laboratory for each seed, and how a model begins."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from fenchel.reproductions.processes import each
+from fenchel.reproductions.units import Settings
 from fenchel.reproductions.workspace import Workspace
 from fenchel.training.configs import ModelConfig
 from fenchel.training.fit import character_tokenizer, prepare_process
 from fenchel.training.models import load_model, load_tokenizer, prepare
 from fenchel.training.rollout import Row, row_of
 
-FIGURES = "figures.json"
-Tell = Callable[[float, str], None]
 
-
-class Settings(Protocol):
-    """What every recipe has."""
+class LanguageSettings(Settings, Protocol):
+    """What a recipe with language models has."""
 
     @property
     def tokenizer(self) -> str | None: ...  # by default one token a character
-    @property
-    def processes(self) -> int: ...
-    @property
-    def first_seed(self) -> int: ...
-    @property
-    def seeds(self) -> int: ...
 
 
-R = TypeVar("R", bound=Settings)
-T = TypeVar("T")
+R = TypeVar("R", bound=LanguageSettings)
 
 
 class Bench(Generic[R]):
@@ -63,35 +52,6 @@ class Bench(Generic[R]):
         return load_tokenizer(self.tokenizer_name)
 
 
-def seeds_of(recipe: Settings) -> range:
-    """The seeds of a run."""
-    return range(recipe.first_seed, recipe.first_seed + recipe.seeds)
-
-
-def over_seeds(
-    recipe: R,
-    workspace: Workspace,
-    progress: Tell,
-    costs: dict[str, float],
-    first: Callable[[], T],
-    run: Callable[[R, Workspace, int], Any],
-) -> T:
-    """Do `first`, then run every seed, several at once; returns what `first` does.
-
-    `costs` has every unit of the work, by how long it takes.
-    """
-
-    def watch() -> None:
-        done = sum((workspace.path / unit).is_dir() for unit in costs)
-        progress(finished(workspace, costs), f"{done} of {len(costs)} trainings")
-
-    watch()
-    found = first()
-    watch()
-    each(run, [(recipe, workspace, seed) for seed in seeds_of(recipe)], recipe.processes, watch)
-    return found
-
-
 def begin(model: str, tokenizer: str, seed: int) -> Any:
     """A model to train: TYPE:key=value,... from scratch, else a directory or Hub name."""
     prepare_process(seed)
@@ -116,19 +76,3 @@ def rows_of(pairs: Sequence[tuple[str, str]], tokenizer: Any) -> list[Row]:
         tokenizer([pair[i] for pair in pairs], add_special_tokens=False)["input_ids"] for i in (0, 1)
     )
     return [row_of(p, [*c, tokenizer.eos_token_id]) for p, c in zip(prompts, completions, strict=True)]
-
-
-def kept(workspace: Workspace, unit: str, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """The figures of a unit: `work` writes what it likes to the unit's directory and returns them, once."""
-    with workspace.unit(unit) as (path, done):
-        file = path / FIGURES
-        if not done:
-            file.write_text(json.dumps(work(path), allow_nan=False), encoding="utf-8")
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
-
-
-def finished(workspace: Workspace, costs: dict[str, float]) -> float:
-    """The share of the work that is done, by the cost of each unit."""
-    done = sum(cost for unit, cost in costs.items() if (workspace.path / unit).is_dir())
-    return done / sum(costs.values())

@@ -31,7 +31,8 @@ from fenchel.reproductions.f_divergence_losses.recipe import (
     SWITCHED,
     Recipe,
 )
-from fenchel.reproductions.trainings import Bench, Tell, begin, fixed, kept, over_seeds, seeds_of
+from fenchel.reproductions.trainings import Bench, begin, fixed
+from fenchel.reproductions.units import Tell, kept, over_seeds, seeds_of
 from fenchel.reproductions.workspace import Workspace
 from fenchel.training.configs import DistillConfig, SFTConfig
 from fenchel.training.evaluation import evaluate_model

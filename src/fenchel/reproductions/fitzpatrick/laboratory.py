@@ -19,7 +19,7 @@ from fenchel.losses import fenchel_young_loss, fitzpatrick_logistic_loss, fitzpa
 from fenchel.reproductions.fitzpatrick.recipe import LOGISTIC, LOSSES, SPARSEMAX, Recipe
 from fenchel.reproductions.processes import each
 from fenchel.reproductions.tabular import Array, Split, multilabel, resplit
-from fenchel.reproductions.trainings import Tell, finished, kept
+from fenchel.reproductions.units import Tell, finished, kept
 from fenchel.reproductions.workspace import Workspace
 from fenchel.sklearn import ProportionRegressor
 

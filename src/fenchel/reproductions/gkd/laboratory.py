@@ -12,7 +12,8 @@ from typing import Any
 from fenchel.diagnostics.text import self_overlap
 from fenchel.reproductions.gkd.recipe import ARMS, Arm, Recipe
 from fenchel.reproductions.gkd.tasks import TASKS, Example
-from fenchel.reproductions.trainings import Bench, Tell, begin, fixed, kept, over_seeds, rows_of, seeds_of
+from fenchel.reproductions.trainings import Bench, begin, fixed, rows_of
+from fenchel.reproductions.units import Tell, kept, over_seeds, seeds_of
 from fenchel.reproductions.workspace import Workspace
 from fenchel.training.configs import DistillConfig, RolloutConfig, SFTConfig
 from fenchel.training.fit import fit

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,20 +14,19 @@ from sklearn.metrics import f1_score
 from fenchel.reproductions import tabular
 from fenchel.reproductions.joint_ebm.recipe import ENERGIES, EXACT, RANKING_ENERGIES, SPARSEMAX, Recipe
 from fenchel.reproductions.processes import each
+from fenchel.reproductions.units import FIGURES, Tell, seeds_of
 from fenchel.reproductions.workspace import Workspace
 from fenchel.sklearn import LabelRanker, MultilabelEnergyClassifier
 
 Array = NDArray[np.float64]
-Tell = Callable[[float, str], None]
-FIGURES = "figures.json"
 
 
 def measure(recipe: Recipe, workspace: Workspace, progress: Tell) -> dict[str, Any]:
     """Train and measure everything that an earlier run did not; returns all figures by seed."""
     splits = tabular.multilabel(recipe.data, recipe.multilabel)
     rankings = tabular.label_ranking(recipe.data, recipe.rankings)
-    jobs = [("multilabel", i, seed) for seed in _seeds(recipe) for i in range(len(splits))]
-    jobs += [("ranking", i, seed) for seed in _seeds(recipe) for i in range(len(rankings))]
+    jobs = [("multilabel", i, seed) for seed in seeds_of(recipe) for i in range(len(splits))]
+    jobs += [("ranking", i, seed) for seed in seeds_of(recipe) for i in range(len(rankings))]
 
     def watch() -> None:
         done = sum((workspace.path / _unit(*job)).is_dir() for job in jobs)
@@ -41,7 +39,7 @@ def measure(recipe: Recipe, workspace: Workspace, progress: Tell) -> dict[str, A
     each(_run, [(part,) for part in parts if part], recipe.processes, watch)
 
     def figures(kind: str, table: int) -> list[dict[str, Any]]:
-        return [_figures(workspace, (kind, table, seed)) for seed in _seeds(recipe)]
+        return [_figures(workspace, (kind, table, seed)) for seed in seeds_of(recipe)]
 
     return {
         "multilabel": [
@@ -62,12 +60,8 @@ def measure(recipe: Recipe, workspace: Workspace, progress: Tell) -> dict[str, A
             }
             for i, table in enumerate(rankings)
         ],
-        "seeds": list(_seeds(recipe)),
+        "seeds": list(seeds_of(recipe)),
     }
-
-
-def _seeds(recipe: Recipe) -> range:
-    return range(recipe.first_seed, recipe.first_seed + recipe.seeds)
 
 
 def _unit(kind: str, table: int, seed: int) -> str:

@@ -24,8 +24,7 @@ from fenchel.reproductions.moe_routers.recipe import (
     SPARSE_EC,
     Recipe,
 )
-from fenchel.reproductions.processes import each
-from fenchel.reproductions.trainings import Tell, finished, kept
+from fenchel.reproductions.units import Tell, kept, over_seeds, seeds_of
 from fenchel.reproductions.workspace import Workspace
 
 PATCH, PATCHES = 2, 16
@@ -35,15 +34,9 @@ Figures = dict[str, Any]
 
 def measure(recipe: Recipe, workspace: Workspace, progress: Tell) -> dict[str, Any]:
     """Train what an earlier run did not; returns all figures, by seed and router."""
-    seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
+    seeds = seeds_of(recipe)
     costs = {unit_of(seed, name): 1.0 for seed in seeds for name in MODELS}
-
-    def watch() -> None:
-        done = sum((workspace.path / unit).is_dir() for unit in costs)
-        progress(finished(workspace, costs), f"{done} of {len(costs)} trainings")
-
-    watch()
-    each(run_seed, [(recipe, workspace, seed) for seed in seeds], recipe.processes, watch)
+    over_seeds(recipe, workspace, progress, costs, lambda: None, run_seed)
     return {
         "seeds": [run_seed(recipe, workspace, seed) for seed in seeds],
         "setup": {

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,8 @@ from torch import Tensor
 
 from fenchel import Transport, quadratic_transport, sinkhorn_divergence, sparse_transport
 from fenchel.reproductions.sparse_ot.recipe import Recipe
+from fenchel.reproductions.units import Tell, kept
 from fenchel.reproductions.workspace import Workspace
-
-if TYPE_CHECKING:
-    from fenchel.reproductions.runner import Tell
 
 DUALS = {"semi-dual": True, "dual": False}
 _BLUR = 0.01  # of the divergence between carried and wanted colours
@@ -45,13 +43,14 @@ def measure(recipe: Recipe, workspace: Workspace, progress: Tell) -> dict[str, A
     found = []
     for seed in range(recipe.seeds):
         progress(seed / recipe.seeds, f"seed {seed}")
-        with workspace.unit(f"seed-{seed}") as (path, done):
-            if not done:
-                (path / "figures.json").write_text(json.dumps(run_seed(recipe, seed)), encoding="utf-8")
-        text = (workspace.path / f"seed-{seed}" / "figures.json").read_text(encoding="utf-8")
-        found.append({"seed": seed, **json.loads(text)})
+        figures = kept(workspace, f"seed-{seed}", partial(_unit, recipe, seed))
+        found.append({"seed": seed, **figures})
     progress(1.0, "done")
     return {"seeds": found}
+
+
+def _unit(recipe: Recipe, seed: int, _: Path) -> dict[str, Any]:
+    return run_seed(recipe, seed)
 
 
 def run_seed(recipe: Recipe, seed: int) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from torch.nn.utils import parametrize
 
 from fenchel.nn import MagnitudePruning, anneal_pruning, finish_pruning, prune_magnitude
 from fenchel.operators import topk_magnitude
-from fenchel.reproductions.processes import each
 from fenchel.reproductions.sparse_topk.recipe import (
     AFTER,
     DENSE,
@@ -26,7 +25,7 @@ from fenchel.reproductions.sparse_topk.recipe import (
     Recipe,
     figure,
 )
-from fenchel.reproductions.trainings import Tell, finished, kept, seeds_of
+from fenchel.reproductions.units import Tell, kept, over_seeds, seeds_of
 from fenchel.reproductions.workspace import Workspace
 
 CURVE_POINTS = 10
@@ -35,15 +34,9 @@ WEIGHTS = "weights.pt"
 
 def measure(recipe: Recipe, workspace: Workspace, progress: Tell) -> dict[str, Any]:
     """Train and measure what an earlier run did not; returns all figures by seed."""
-    seeds = seeds_of(recipe)  # type: ignore[arg-type]
+    seeds = seeds_of(recipe)
     costs = {unit_of(seed, name): 1.0 for seed in seeds for name in names_of(recipe)}
-
-    def watch() -> None:
-        done = sum((workspace.path / unit).is_dir() for unit in costs)
-        progress(finished(workspace, costs), f"{done} of {len(costs)} trainings")
-
-    watch()
-    each(run_seed, [(recipe, workspace, seed) for seed in seeds], recipe.processes, watch)
+    over_seeds(recipe, workspace, progress, costs, lambda: None, run_seed)
     return {
         "sparsities": list(recipe.sparsities),
         "path": [math.log10(each) for each in recipe.path],

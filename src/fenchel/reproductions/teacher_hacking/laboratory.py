@@ -12,7 +12,8 @@ from typing import Any
 from fenchel.reproductions.teacher_hacking import data
 from fenchel.reproductions.teacher_hacking.divergences import Yardstick, generate
 from fenchel.reproductions.teacher_hacking.recipe import FEWER, MORE, STUDENT, TEACHER, WAYS, Recipe
-from fenchel.reproductions.trainings import Bench, Tell, begin, fixed, kept, over_seeds, seeds_of
+from fenchel.reproductions.trainings import Bench, begin, fixed
+from fenchel.reproductions.units import Tell, kept, over_seeds, seeds_of
 from fenchel.reproductions.workspace import Workspace
 from fenchel.training.configs import DistillConfig, RolloutConfig, SFTConfig
 from fenchel.training.fit import fit
