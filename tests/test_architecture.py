@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 import fenchel
+import fenchel.sklearn
 
 SOURCE = Path(__file__).parents[1] / "src" / "fenchel"
 MAX_LINES = 400
@@ -47,7 +48,7 @@ HOME = {
 LAZY_GUESTS = {"training": frozenset({"cli", "reproductions"}), "report": frozenset[str]()}
 
 # Packages whose public names are methods from papers, and the names there that are not.
-METHODS = frozenset({"operators", "losses", "nn", "decoding", "merging", "optim"})
+METHODS = frozenset({"operators", "losses", "nn", "decoding", "merging", "optim", "sklearn"})
 UTILITIES = frozenset({"reduce"})
 
 
@@ -160,6 +161,12 @@ def test_every_source_file_keeps_the_rules() -> None:
 @pytest.mark.parametrize("name", fenchel.__all__)
 def test_public_docstrings_are_complete(name: str) -> None:
     gaps = docstring_gaps(name, getattr(fenchel, name))
+    assert not gaps, "\n".join(gaps)
+
+
+@pytest.mark.parametrize("name", fenchel.sklearn.__all__)
+def test_docstrings_of_estimators_are_complete(name: str) -> None:
+    gaps = docstring_gaps(name, getattr(fenchel.sklearn, name))
     assert not gaps, "\n".join(gaps)
 
 
