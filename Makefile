@@ -50,11 +50,14 @@ docs: $(DEV)  ## write docs/methods.md from the docstrings
 pictures: $(DEV)  ## draw the pictures of the guides
 	@$(BIN)/python docs/build_pictures.py
 
-bench: $(VENV)/.installed-bench  ## run the benchmarks of a CPU and write their table; 10 minutes on 2 cores
+bench: $(VENV)/.installed-bench  ## run the benchmarks of a CPU and write their tables; 20 minutes on 2 cores
 	@$(BIN)/python benchmarks/softargmax.py
 	@$(BIN)/python benchmarks/losses.py
 	@$(BIN)/python benchmarks/head.py
 	@$(BIN)/python benchmarks/distillation_trl.py memory
+	@$(BIN)/python benchmarks/projections.py
+	@$(BIN)/python benchmarks/transport.py
+	@$(BIN)/python benchmarks/routers.py
 	@$(BIN)/python benchmarks/table.py
 
 clean:  ## remove caches and builds; the environment and the results stay

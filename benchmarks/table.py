@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from _record import RESULTS, ROOT
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
-BEGIN, END = "<!-- benchmarks: written by `make bench` -->", "<!-- end of benchmarks -->"
+README, PERFORMANCE = ROOT / "README.md", ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- {}: written by `make bench` -->", "<!-- end of {} -->"
+_FACTS = ("work", "logits", "shape", "divergence", "problem", "dtype", "question", "regularization", "k")
 _KINDS = {"trained": "of trained models"}
 Row = tuple[str, str, str]
 """What is timed, next to what, and the ratio."""
@@ -33,7 +35,7 @@ def newest(name: str) -> list[dict[str, Any]]:
     keys: dict[str, dict[str, Any]] = {}
     for line in run:  # of several runs at one commit, the last
         figures = line["figures"]
-        keys[str([figures.get(key) for key in ("work", "logits", "shape", "divergence")])] = line
+        keys[str([figures.get(key) for key in _FACTS])] = line
     return list(keys.values())
 
 
@@ -102,34 +104,91 @@ def memory() -> Iterator[Row]:
         yield f"peak memory of a step of {what}, V = 151,936, B = 4, T = 128", f"TRL's {peer}", f"{ratio:.2f}"
 
 
+def projections() -> Iterator[Row]:
+    """Isotonic regression and top-k next to loops over rows."""
+    for figures in (line["figures"] for line in newest("projections")):
+        if figures["problem"].startswith("dykstra") or figures["dtype"] != "float32":
+            continue
+        rows, length = figures["shape"]
+        work = f"{figures['problem']}, {rows} rows of {length:,}"
+        for peer, times in figures["others_take"].items():
+            if not peer.startswith("fenchel"):
+                yield work, f"{peer}, row by row", f"1/{times:.0f}" if times >= 2 else f"{1 / times:.2f}"
+
+
+def transport() -> Iterator[Row]:
+    """Transport next to POT."""
+    for figures in (line["figures"] for line in newest("transport")):
+        shape = " x ".join(f"{n:,}" for n in figures["shape"])
+        name = "regularization"
+        work = f"{figures['question']} transport, {shape}, {name} {figures[name]:g}"
+        work += f", k = {figures['k']}" if "k" in figures else ""
+        for peer, times in figures["peer_of_ours"].items():
+            missed = figures["residual_of_mass"]
+            what = f"{peer} (misses {missed[peer]:.0e} of a mass, ours {missed['fenchel']:.0e})"
+            yield work, what, f"{1 / times:.2f}"
+
+
+def routers() -> Iterator[Row]:
+    """The mixture-of-experts layer under each router."""
+    for figures in (line["figures"] for line in newest("routers")):
+        shape = figures["shape"]
+        work = f"{figures['work']}, {shape['tokens']:,} tokens, {shape['experts']} experts"
+        for router, times in figures["of_plain"].items():
+            yield f"{work}: {router}", "a plain top-2 softmax router", f"{times:.2f}"
+
+
+def dykstra() -> Iterator[tuple[str, ...]]:
+    """Dykstra's algorithm next to PAV over n."""
+    for figures in (line["figures"] for line in newest("projections")):
+        if figures["problem"].startswith("dykstra"):
+            rows, length = figures["shape"]
+            problem = figures["problem"].removeprefix("dykstra, ")
+            pav, other = (figures["sides"][name]["median_ms"] for name in ("pav", "dykstra"))
+            error = figures["errors"]["dykstra"]
+            yield problem, f"{rows} x {length:,}", f"{pav:.2f}", f"{other:.1f}", f"{error:.0e}"
+
+
 def span(values: list[float]) -> str:
     """From the least to the largest."""
     low, high = min(values), max(values)
     return f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
 
 
-def table() -> str:
-    """The Markdown between the marks."""
-    rows = [*softargmax(), *losses(), *head(), *memory()]
-    last = newest("head")[0]
-    lines = ["| work | next to | a multiple of its time, or memory |", "|---|---|---|"]
-    lines += [f"| {work} | {peer} | {value} |" for work, peer, value in rows]
-    note = (
-        f"float32, {last['figures']['threads']} threads, torch {last['torch']}, commit {last['commit'][:7]}; "
-        "medians of turns in one process."
-    )
+def table(head: Row | tuple[str, ...], rows: list[tuple[str, ...]], benchmark: str) -> str:
+    """The Markdown between the marks; `benchmark` says where the versions are."""
+    last = newest(benchmark)[-1]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    made = f"{last['figures']['threads']} threads, torch {last['torch']}, commit {last['commit'][:7]}"
+    note = f"{made}; medians of turns in one process."
     return "\n".join([*lines, "", note])
 
 
 def main() -> None:
-    text = table()
-    for page in PAGES:
-        old = page.read_text(encoding="utf-8")
-        mark = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-        if not mark.search(old):
-            raise SystemExit(f"{page.name} has no place for the table: {BEGIN} ... {END}")
-        page.write_text(mark.sub(lambda _: f"{BEGIN}\n{text}\n{END}", old), encoding="utf-8")
-    print(text)
+    ratios = ("work", "next to", "a multiple of its time, or memory")
+    first: list[tuple[str, ...]] = [*softargmax(), *losses(), *head(), *memory()]
+    over_n = ("problem", "rows", "PAV, ms", "Dykstra, ms", "largest error of Dykstra")
+    places = (
+        (README, "benchmarks", table(ratios, first, "head")),
+        (PERFORMANCE, "benchmarks", table(ratios, first, "head")),
+        (PERFORMANCE, "projections", table(ratios, [*projections()], "projections")),
+        (PERFORMANCE, "dykstra", table(over_n, [*dykstra()], "projections")),
+        (PERFORMANCE, "transport", table(ratios, [*transport()], "transport")),
+        (PERFORMANCE, "routers", table(ratios, [*routers()], "routers")),
+    )
+    for page, name, text in places:
+        write(page, name, text)
+        print(f"{text}\n")
+
+
+def write(page: Path, name: str, text: str) -> None:
+    """Put the table between the marks of its name."""
+    old, begin, end = page.read_text(encoding="utf-8"), BEGIN.format(name), END.format(name)
+    mark = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if not mark.search(old):
+        raise SystemExit(f"{page.name} has no place for the table: {begin} ... {end}")
+    page.write_text(mark.sub(lambda _: f"{begin}\n{text}\n{end}", old), encoding="utf-8")
 
 
 if __name__ == "__main__":
