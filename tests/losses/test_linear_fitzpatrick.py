@@ -109,6 +109,8 @@ def test_bad_input() -> None:
         linear_fitzpatrick_logistic_loss(h, normal(9, 5), y)
     with pytest.raises(InputError, match=r"target must be class indices \(3,\) or probabilities \(3, 9\)"):
         linear_fitzpatrick_logistic_loss(h, w, y[:2])
+    with pytest.raises(InputError, match="target must be a tensor, received list"):
+        linear_fitzpatrick_logistic_loss(h, w, [0, 0, 0])  # type: ignore[arg-type]
     with pytest.raises(InputError, match="target 9 is not a class"):
         linear_fitzpatrick_logistic_loss(h, w, y + 9)
     with pytest.raises(InputError, match="temperature must be positive"):
