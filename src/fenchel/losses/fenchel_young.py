@@ -323,12 +323,17 @@ def check_indices(target: Tensor, classes: int, ignore_index: int) -> None:
 
 
 def class_weight(weight: Tensor | None, logits: Tensor, dim: int, scores: Tensor) -> Tensor | None:
-    """The weights in the dtype of the scores; raises InputError unless there is one for each class."""
+    """The weights in the dtype of the scores; raises InputError unless each class has one, >= 0."""
     if weight is None:
         return None
+    check_tensor(weight, "weight")
     if tuple(weight.shape) != (logits.shape[dim],):
         raise InputError(
             f"weight must have one number per class, shape ({logits.shape[dim]},), received "
             f"{tuple(weight.shape)}"
         )
+    good = (weight >= 0) & torch.isfinite(weight)
+    if not holds(good):
+        place = int(torch.nonzero(~good)[0])
+        raise InputError(f"weight must be >= 0 and finite, received {float(weight[place])} for class {place}")
     return weight.to(scores.dtype)
