@@ -445,6 +445,12 @@ def test_half_types_are_computed_in_float32(case: Case) -> None:
     assert torch.equal(loss, case.loss(logits.float(), target).bfloat16())
     soft = logits.float().softmax(-1).bfloat16()  # whose sum is far from one in float32
     assert torch.isfinite(case.loss(logits, soft))
+    many = torch.zeros(1, 100_000)
+    subnormal = many.softmax(-1).half()
+    assert subnormal.float().sum() > 1.001
+    torch.testing.assert_close(case.loss(many, subnormal), torch.zeros(()), rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match=r"sum of 1\.00977"):
+        case.loss(many[:, :2], torch.tensor([[0.5, 0.51]]).half())
 
 
 @CASES
