@@ -67,6 +67,17 @@ def test_labels_right_and_wrong_by_far(scale: float) -> None:
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("impl", ["auto", "eager"])
+def test_a_label_that_is_masked_is_infinite_and_harms_no_other_row(impl: str) -> None:
+    h, w, b = normal(3, 4).requires_grad_(), normal(6, 4, seed=1), torch.zeros(6).double()
+    b[1] = -torch.inf
+    target = torch.tensor([0, 1, 2])
+    losses = linear_fitzpatrick_logistic_loss(h, w, target, bias=b, reduction="none", impl=impl)
+    assert torch.equal(losses.isinf(), target == 1)
+    (gradient,) = torch.autograd.grad(losses.sum(), h)
+    assert torch.isfinite(gradient).all()
+
+
 def test_no_more_than_a_chunk_of_logits_is_saved() -> None:
     rows, classes, chunk = 64, 512, 8
     h, w = normal(rows, 4).requires_grad_(), normal(classes, 4, seed=1).requires_grad_()

@@ -163,7 +163,8 @@ def of_cross_entropy(losses: Tensor) -> tuple[Tensor, Tensor]:
     """The Fitzpatrick logistic losses W((e^c - 1) / e) of labels of cross-entropy c >= 0, and dL/dc."""
     probability = -torch.expm1(-losses)  # of the other classes
     omega = _wright_omega(losses + probability.log() - 1)
-    slope = omega / ((1 + omega) * probability)
+    held = omega.clamp_max(torch.finfo(omega.dtype).max)  # a class that is masked: the slope is 1
+    slope = held / ((1 + held) * probability)
     return omega, torch.where(losses > 0, slope, torch.exp(torch.full_like(slope, -1.0)))
 
 
