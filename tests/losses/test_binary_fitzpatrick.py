@@ -118,6 +118,8 @@ def test_reductions_weights_and_types(binary: Loss, of_classes: Loss) -> None:
         (torch.zeros(3), torch.zeros(2), {}, r"shape of logits \(3,\), received \(2,\)"),
         (torch.zeros(2), torch.tensor([0.5, 1.5]), {}, r"target must be in \[0, 1\], received 1.5"),
         (torch.zeros(2), torch.tensor([0.5, math.nan]), {}, r"in \[0, 1\], received nan"),
+        (torch.zeros(2), [0.0, 1.0], {}, "target must be a tensor, received list"),
+        (torch.zeros(2), torch.zeros(2), {"weight": 2.0}, "weight must be a tensor, received float"),
         (torch.tensor([math.nan]), torch.zeros(1), {}, "logits must be finite, received nan"),
         (torch.zeros(2).long(), torch.zeros(2), {}, "received torch.int64"),
         (torch.zeros(2), torch.zeros(2), {"weight": torch.ones(3)}, r"broadcast to logits \(2,\)"),

@@ -445,6 +445,12 @@ def test_half_types_are_computed_in_float32(case: Case) -> None:
     assert torch.equal(loss, case.loss(logits.float(), target).bfloat16())
     soft = logits.float().softmax(-1).bfloat16()  # whose sum is far from one in float32
     assert torch.isfinite(case.loss(logits, soft))
+    many = torch.zeros(1, 100_000)
+    subnormal = many.softmax(-1).half()
+    assert subnormal.float().sum() > 1.001
+    torch.testing.assert_close(case.loss(many, subnormal), torch.zeros(()), rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match=r"sum of 1\.00977"):
+        case.loss(many[:, :2], torch.tensor([[0.5, 0.51]]).half())
 
 
 @CASES
@@ -454,11 +460,31 @@ def test_half_types_are_computed_in_float32(case: Case) -> None:
         (torch.zeros(2, 3), torch.tensor([0, 3]), {}, "target 3 is not a class: logits have 3"),
         (torch.zeros(2, 3), torch.tensor([0]), {}, r"must have shape \(2,\), received \(1,\)"),
         (torch.zeros(2, 3), torch.zeros(2, 4), {}, r"\(2, 3\), received \(2, 4\)"),
-        (torch.zeros(1, 2), torch.tensor([[-1.0, 2.0]]), {}, "must be >= 0"),
+        (torch.zeros(1, 2), torch.tensor([[2.0, -1.0]]), {}, r">= 0, received -1 at \(0, 1\)"),
+        (torch.zeros(1, 2), torch.tensor([[math.nan, 1.0]]), {}, r">= 0, received nan at \(0, 0\)"),
+        (torch.zeros(1, 2), [0], {}, "target must be a tensor, received list"),
         (torch.zeros(2, 2), torch.tensor([[0.5, 0.5], [0.5, 0.25]]), {}, r"sum of 0.75 in row \(1,\)"),
         (torch.zeros(2, 3), torch.tensor([0, 1]), {"reduction": "avg"}, "received 'avg'"),
         (torch.zeros(2, 3), torch.tensor([0, 1]), {"label_smoothing": 1.0}, r"in \[0, 1\), received 1.0"),
         (torch.zeros(2, 3), torch.tensor([0, 1]), {"weight": torch.ones(2)}, r"\(3,\), received \(2,\)"),
+        (
+            torch.zeros(1, 2),
+            torch.tensor([[0.5, 0.5]]),
+            {"weight": torch.tensor([1.0, -2.0])},
+            "-2.0 for class 1",
+        ),
+        (
+            torch.zeros(1, 2),
+            torch.tensor([0]),
+            {"weight": torch.tensor([1.0, math.nan])},
+            "received nan for class 1",
+        ),
+        (
+            torch.zeros(1, 2),
+            torch.tensor([0]),
+            {"weight": [1.0, 1.0]},
+            "weight must be a tensor, received list",
+        ),
         (torch.zeros(2, 3), torch.tensor([0, 1]), {"temperature": 0.0}, "temperature must be positive"),
         (torch.full((1, 3), math.nan), torch.tensor([0]), {}, "holds nan"),
         (torch.full((1, 3), -math.inf), torch.tensor([0]), {}, "every class is masked"),

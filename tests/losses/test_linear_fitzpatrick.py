@@ -67,6 +67,17 @@ def test_labels_right_and_wrong_by_far(scale: float) -> None:
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("impl", ["auto", "eager"])
+def test_a_label_that_is_masked_is_infinite_and_harms_no_other_row(impl: str) -> None:
+    h, w, b = normal(3, 4).requires_grad_(), normal(6, 4, seed=1), torch.zeros(6).double()
+    b[1] = -torch.inf
+    target = torch.tensor([0, 1, 2])
+    losses = linear_fitzpatrick_logistic_loss(h, w, target, bias=b, reduction="none", impl=impl)
+    assert torch.equal(losses.isinf(), target == 1)
+    (gradient,) = torch.autograd.grad(losses.sum(), h)
+    assert torch.isfinite(gradient).all()
+
+
 def test_no_more_than_a_chunk_of_logits_is_saved() -> None:
     rows, classes, chunk = 64, 512, 8
     h, w = normal(rows, 4).requires_grad_(), normal(classes, 4, seed=1).requires_grad_()
@@ -109,6 +120,8 @@ def test_bad_input() -> None:
         linear_fitzpatrick_logistic_loss(h, normal(9, 5), y)
     with pytest.raises(InputError, match=r"target must be class indices \(3,\) or probabilities \(3, 9\)"):
         linear_fitzpatrick_logistic_loss(h, w, y[:2])
+    with pytest.raises(InputError, match="target must be a tensor, received list"):
+        linear_fitzpatrick_logistic_loss(h, w, [0, 0, 0])  # type: ignore[arg-type]
     with pytest.raises(InputError, match="target 9 is not a class"):
         linear_fitzpatrick_logistic_loss(h, w, y + 9)
     with pytest.raises(InputError, match="temperature must be positive"):

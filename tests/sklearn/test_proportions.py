@@ -163,9 +163,14 @@ def test_works_with_the_tools_of_scikit_learn() -> None:
         ([[1, 1], [1, 0]], {}, "row 0 sums to 2"),
         ([0.5, 1.5], {"bounds": (0, 1)}, r"in the bounds \[0, 1\], received 1.5 in row 1"),
         ([0.5, 0.6], {"bounds": (1, 0)}, r"lower < upper, received \(1, 0\)"),
+        ([0.5, 0.6], {"bounds": (0, 1, 2)}, r"lower < upper, received \(0, 1, 2\)"),
+        ([0.5, 0.6], {"bounds": 1.0}, r"lower < upper, received 1\.0"),
+        ([0.5, 0.6], {"bounds": "ab"}, "lower < upper, received 'ab'"),
+        ([[0.5, 0.5]] * 2, {"bounds": (0, 1)}, r"received bounds=\(0, 1\) and y of shape \(2, 2\)"),
+        (sparse.csr_array(np.eye(2)), {}, r"must be a dense array, received a csr_array of shape \(2, 2\)"),
         ([0.5, 0.6], {"loss": "squared"}, "received 'squared'"),
         ([0.5, 0.6], {"divergence": "js", "loss": "fitzpatrick"}, "received 'js'"),
-        ([0.5, 0.6], {"alpha": -1}, "alpha must be at least 0 and finite, received -1"),
+        ([0.5, 0.6], {"alpha": -1}, "alpha must be a number, at least 0 and finite, received -1"),
     ],
 )
 def test_what_is_refused(y: list, options: dict, words: str) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fenchel.checks import holds
 from fenchel.errors import InputError
+from fenchel.losses.fenchel_young import check_tensor
 from fenchel.losses.fitzpatrick import logistic_rows
 from fenchel.losses.reduce import reduce
 
@@ -91,6 +92,7 @@ def _prepare(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         received = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"logits must be a floating-point tensor, received {received}")
+    check_tensor(target, "target")
     if target.shape != logits.shape:
         raise InputError(
             f"target must have the shape of logits {tuple(logits.shape)}, received {tuple(target.shape)}"
@@ -107,6 +109,7 @@ def _prepare(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def _finish(losses: Tensor, weight: Tensor | None, reduction: str, logits: Tensor) -> Tensor:
     if weight is not None:
+        check_tensor(weight, "weight")
         try:
             losses = losses * weight.to(losses.dtype).expand(losses.shape)
         except RuntimeError:

@@ -273,6 +273,7 @@ def _mean_over_classes(
 
 def is_hard(logits: Tensor, target: Tensor, dim: int, ignore_index: int) -> bool:
     """Whether target holds class indices; raises InputError when it fits neither form."""
+    check_tensor(target, "target")
     rows = tuple(n for i, n in enumerate(logits.shape) if i != dim % logits.dim())
     classes = logits.shape[dim]
     if target.is_floating_point():
@@ -282,7 +283,8 @@ def is_hard(logits: Tensor, target: Tensor, dim: int, ignore_index: int) -> bool
                 f"{tuple(target.shape)} (sizes that differ by padded classes must be aligned by you)"
             )
         if not holds(target >= 0):
-            raise InputError("a soft target must be >= 0, received a negative or NaN probability")
+            place = tuple(torch.nonzero(~(target >= 0))[0].tolist())
+            raise InputError(f"a soft target must be >= 0, received {float(target[place]):.6g} at {place}")
         return False
     if tuple(target.shape) != rows:
         raise InputError(
@@ -291,6 +293,12 @@ def is_hard(logits: Tensor, target: Tensor, dim: int, ignore_index: int) -> bool
         )
     check_indices(target, classes, ignore_index)
     return True
+
+
+def check_tensor(x: object, name: str) -> None:
+    """Raise InputError unless it is one."""
+    if not isinstance(x, Tensor):
+        raise InputError(f"{name} must be a tensor, received {type(x).__name__}")
 
 
 def check_smoothing(label_smoothing: float) -> None:
@@ -315,12 +323,17 @@ def check_indices(target: Tensor, classes: int, ignore_index: int) -> None:
 
 
 def class_weight(weight: Tensor | None, logits: Tensor, dim: int, scores: Tensor) -> Tensor | None:
-    """The weights in the dtype of the scores; raises InputError unless there is one for each class."""
+    """The weights in the dtype of the scores; raises InputError unless each class has one, >= 0."""
     if weight is None:
         return None
+    check_tensor(weight, "weight")
     if tuple(weight.shape) != (logits.shape[dim],):
         raise InputError(
             f"weight must have one number per class, shape ({logits.shape[dim]},), received "
             f"{tuple(weight.shape)}"
         )
+    good = (weight >= 0) & torch.isfinite(weight)
+    if not holds(good):
+        place = int(torch.nonzero(~good)[0])
+        raise InputError(f"weight must be >= 0 and finite, received {float(weight[place])} for class {place}")
     return weight.to(scores.dtype)

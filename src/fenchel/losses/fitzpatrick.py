@@ -163,7 +163,8 @@ def of_cross_entropy(losses: Tensor) -> tuple[Tensor, Tensor]:
     """The Fitzpatrick logistic losses W((e^c - 1) / e) of labels of cross-entropy c >= 0, and dL/dc."""
     probability = -torch.expm1(-losses)  # of the other classes
     omega = _wright_omega(losses + probability.log() - 1)
-    slope = omega / ((1 + omega) * probability)
+    held = omega.clamp_max(torch.finfo(omega.dtype).max)  # a class that is masked: the slope is 1
+    slope = held / ((1 + held) * probability)
     return omega, torch.where(losses > 0, slope, torch.exp(torch.full_like(slope, -1.0)))
 
 
@@ -213,7 +214,9 @@ def _token_loss(
 def check_simplex(target: Tensor, dim: int) -> None:
     """Raise InputError unless the distributions along `dim` sum to one, to the precision of their dtype."""
     total = target.detach().to(torch.promote_types(target.dtype, torch.float32)).sum(dim)
-    off = (total - 1).abs() > 1e-4 + torch.finfo(target.dtype).eps
+    # Rounding is relative to an entry, but for the ones below the smallest normal number of the dtype.
+    kind = torch.finfo(target.dtype)
+    off = (total - 1).abs() > 1e-4 + kind.eps * (1 + target.shape[dim] * kind.smallest_normal)
     if holds(~off):
         return
     row = tuple(torch.nonzero(off)[0].tolist())

@@ -14,7 +14,7 @@ from fenchel.divergences import FDivergence
 from fenchel.divergences import divergence as find
 from fenchel.errors import InputError
 from fenchel.losses.distillation import distillation_loss
-from fenchel.losses.fenchel_young import check_smoothing, class_indices, fenchel_young_loss
+from fenchel.losses.fenchel_young import check_smoothing, check_tensor, class_indices, fenchel_young_loss
 from fenchel.losses.head import Criterion, Differentiated, Distilled, Tokens, head_losses
 from fenchel.losses.reduce import check_rows, reduce
 from fenchel.operators._inputs import check_temperature, prepare_reference
@@ -320,6 +320,7 @@ def linear_distillation_loss(
 
 def flat_target(target: Tensor, hidden: Tensor, scores: Scores) -> Tensor:
     """Class indices (n,) or probabilities (n, V); raises InputError where target is neither."""
+    check_tensor(target, "target")
     shape = hidden.shape[:-1]
     probabilities = (*shape, scores.vocabulary)
     if target.shape != (probabilities if target.is_floating_point() else shape):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -112,13 +113,13 @@ class LinearModel(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no t
         return tags
 
     def _check_options(self) -> None:
-        for name, value, allowed, what in (
-            ("alpha", self.alpha, self.alpha >= 0, "at least 0"),
-            ("max_iter", self.max_iter, self.max_iter >= 1, "at least 1"),
-            ("tol", self.tol, self.tol > 0, "positive"),
+        for name, value, kind, allowed, what in (
+            ("alpha", self.alpha, Real, lambda x: x >= 0, "a number, at least 0 and finite"),
+            ("max_iter", self.max_iter, Integral, lambda x: x >= 1, "an integer, at least 1"),
+            ("tol", self.tol, Real, lambda x: x > 0, "a number, positive and finite"),
         ):
-            if not (allowed and np.isfinite(value)):
-                raise InputError(f"{name} must be {what} and finite, received {value!r}")
+            if not (isinstance(value, kind) and allowed(value) and np.isfinite(value)):
+                raise InputError(f"{name} must be {what}, received {value!r}")
 
     def _weights(self, sample_weight: Any, X: Any) -> Array:
         weights: Array = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)

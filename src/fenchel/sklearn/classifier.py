@@ -96,7 +96,13 @@ class FenchelYoungClassifier(ClassifierMixin, LinearModel):  # type: ignore[misc
                 f"{self.classes_[0].item()!r}"
             )
         if self.class_weight is not None:
-            weights = weights * compute_sample_weight(self.class_weight, y)
+            of_class = compute_sample_weight(self.class_weight, y)
+            weights = weights * of_class
+            if not (np.isfinite(of_class).all() and (of_class >= 0).all() and weights.sum() > 0):
+                raise InputError(
+                    "class_weight must be >= 0 and finite, and leave a sample of positive weight, received "
+                    f"{self.class_weight!r}"
+                )
         outputs = 1 if len(self.classes_) == 2 else len(self.classes_)
         self._minimise(X, torch.from_numpy(index), weights, outputs)
         return self

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from scipy import sparse
 from sklearn.base import RegressorMixin
 from sklearn.utils.validation import column_or_1d, validate_data
 
@@ -93,6 +94,10 @@ class ProportionRegressor(RegressorMixin, LinearModel):  # type: ignore[misc]  #
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit to features X (n, d), an array or a scipy sparse matrix, and targets y (n, k) or (n,)."""
+        if sparse.issparse(y):
+            raise InputError(
+                f"y must be a dense array, received a {type(y).__name__} of shape {y.shape}; pass y.toarray()"
+            )
         X, y = validate_data(
             self, X, y, accept_sparse="csr", dtype=np.float64, multi_output=True, y_numeric=True
         )
@@ -102,6 +107,11 @@ class ProportionRegressor(RegressorMixin, LinearModel):  # type: ignore[misc]  #
             share = self._share(column_or_1d(y, warn=True), weights)
             target = np.stack([1 - share, share], 1)
         else:
+            if self.bounds is not None:
+                raise InputError(
+                    f"bounds are those of a target of shape (n,), received bounds={self.bounds!r} and y of "
+                    f"shape {y.shape}"
+                )
             self.bounds_ = None
             _check_proportions(y)
             target = y
@@ -122,9 +132,7 @@ class ProportionRegressor(RegressorMixin, LinearModel):  # type: ignore[misc]  #
         if self.bounds is None:
             lower, upper = float(counted.min()), float(counted.max())
         else:
-            lower, upper = (float(bound) for bound in self.bounds)
-            if not (np.isfinite([lower, upper]).all() and lower < upper):
-                raise InputError(f"bounds must be (lower, upper) with lower < upper, received {self.bounds}")
+            lower, upper = _checked_bounds(self.bounds)
             outside = np.flatnonzero((y < lower) | (y > upper))
             if len(outside):
                 raise InputError(
@@ -135,6 +143,16 @@ class ProportionRegressor(RegressorMixin, LinearModel):  # type: ignore[misc]  #
         if lower == upper:
             return np.full_like(y, 0.5)
         return np.clip((y - lower) / (upper - lower), 0, 1)
+
+
+def _checked_bounds(bounds: Any) -> tuple[float, float]:
+    try:
+        lower, upper = (float(bound) for bound in bounds)
+    except (TypeError, ValueError):  # not a pair, not of numbers
+        lower = upper = np.nan
+    if not (np.isfinite([lower, upper]).all() and lower < upper):
+        raise InputError(f"bounds must be (lower, upper) with lower < upper, received {bounds!r}")
+    return lower, upper
 
 
 def _check_proportions(y: Array) -> None:
