@@ -123,6 +123,8 @@ def _potentials(
     cost: Tensor, log_mass: Tensor, regularization: float, iterations: int
 ) -> tuple[Tensor, Tensor]:
     """Sinkhorn's f and g, (..., n): exp((f_i + g_j - C_ij) / ε) m_i m_j has the column sums m exactly."""
+    if not len(log_mass):  # no rows, no problem
+        return cost.new_empty(cost.shape[:-1]), cost.new_empty(cost.shape[:-1])
     mass = log_mass.exp()
     found = entropic_transport(
         cost, mass, mass, regularization=regularization, iterations=iterations, tolerance=0.0
