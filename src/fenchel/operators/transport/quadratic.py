@@ -112,7 +112,7 @@ class TopColumns:
         column = torch.where(b > 0, (cost - row.unsqueeze(-1)).amin(-2), 0.0)
         reduced = problem._replace(cost=cost - row.unsqueeze(-1) - column.unsqueeze(-2))
         still = torch.zeros_like(a)
-        row_step = self._maximum(reduced, still, self.iterations, _LAST_NEWTON_STEPS, self.tolerance)
+        row_step = self._maximum(reduced, still, _COARSE_STEPS, _NEWTON_STEPS, self.tolerance)
         # Where the cost leaves no digit for the mass, the steps have none either.
         missed, missed_still = (self._missed(reduced, x) for x in (row_step, still))
         row_step = torch.where((missed <= missed_still).unsqueeze(-1), row_step, 0.0)
