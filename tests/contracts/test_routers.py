@@ -258,13 +258,15 @@ def test_errors_of_logits(name: str, logits: Tensor, mask: Tensor | None, words:
 @pytest.mark.parametrize("name", METHODS)
 def test_errors_of_sizes(name: str) -> None:
     logits = torch.zeros(2, 4, 3)
-    with pytest.raises(InputError, match="capacity must be >= 0, received -1"):
+    with pytest.raises(InputError, match="capacity must be an integer >= 0, received -1"):
         METHODS[name](logits, capacity=-1)
+    with pytest.raises(InputError, match=r"capacity must be an integer >= 0, received 1\.5"):
+        METHODS[name](logits, capacity=1.5)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"must have the shape \(\.\.\., T, E\), received \(3,\)"):
         METHODS[name](torch.zeros(3), capacity=1)
     if name in TOKEN_CHOICE:
         for k in (0, 4):
-            with pytest.raises(InputError, match=rf"k must be in 1 \.\.\. 3, .*received {k}"):
+            with pytest.raises(InputError, match=rf"k must be an integer in 1 \.\.\. 3, .*received {k}"):
                 METHODS[name](logits, k=k, capacity=1)
         with pytest.raises(InputError, match="one of probability, order, received 'luck'"):
             METHODS[name](logits, capacity=1, priority="luck")

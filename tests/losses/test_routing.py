@@ -129,8 +129,13 @@ def test_derivatives_compile_and_half(loss: object) -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: load_balance_loss(torch.zeros(4, 3), k=4), r"k must be in 1 \.\.\. 3.*received 4"),
+        (
+            lambda: load_balance_loss(torch.zeros(4, 3), k=4),
+            r"k must be .* in 1 \.\.\. 3.*received 4",
+        ),
         (lambda: load_balance_loss(torch.zeros(4, 3), load=torch.ones(4)), r"load must .*\(3,\).*\(4,\)"),
+        (lambda: load_balance_loss(torch.zeros(4, 3), k=1.5), "received 1.5"),
+        (lambda: load_balance_loss(torch.zeros(4, 3), load=-torch.ones(3)), "load must be >= 0, received -1"),
         (lambda: load_balance_loss(torch.full((4, 3), math.nan)), "holds nan"),
         (lambda: router_z_loss(torch.full((4, 3), math.inf)), "holds inf"),
         (lambda: router_z_loss(torch.zeros(3)), r"\(\.\.\., tokens, experts\), received \(3,\)"),

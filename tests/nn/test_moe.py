@@ -110,6 +110,17 @@ def test_flatten_makes_one_group() -> None:
     assert layer.routing.load.shape == (1, 3)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_which_routers_are_causal(name: str) -> None:
+    """With room for all a token does not see those after it where softmax chooses, and there alone."""
+    torch.manual_seed(0)
+    layer = MoEFeedForward(6, 5, 3, router=name, capacity_factor=math.inf).double()
+    x = torch.randn(9, 6, dtype=torch.float64)
+    after = torch.cat([x[:5], 3 * torch.randn(4, 6, dtype=torch.float64)])
+    unmoved = torch.allclose(layer(after)[:5], layer(x)[:5], rtol=0, atol=1e-12)
+    assert unmoved == name.startswith("softmax")
+
+
 def test_experts_begin_as_linear_layers_do() -> None:
     layer = MoEFeedForward(100, 400, 50)
     for weight, inputs in ((layer.weight_in, 100), (layer.weight_out, 400)):
@@ -221,7 +232,7 @@ def test_it_stands_in_a_hugging_face_model() -> None:
     ("call", "words"),
     [
         (lambda: MoEFeedForward(6, 5, 3, router="sof"), r"unknown router 'sof' \(did you mean 'soft'\?\)"),
-        (lambda: MoEFeedForward(6, 5, 3, k=4), r"k must be in 1 \.\.\. 3, .*received 4"),
+        (lambda: MoEFeedForward(6, 5, 3, k=4), r"k must be an integer in 1 \.\.\. 3, .*received 4"),
         (lambda: MoEFeedForward(6, 0, 3), "d_hidden must be at least 1, received 0"),
         (lambda: MoEFeedForward(6, 5, 3, capacity_factor=-1.0), "must be positive, received -1.0"),
         (
@@ -235,6 +246,25 @@ def test_it_stands_in_a_hugging_face_model() -> None:
             ),
             "must have a bias, or none",
         ),
+        (
+            lambda: MoEFeedForward.upcycle(torch.nn.Linear(6, 5), torch.nn.Linear(1, 6), experts=2),
+            r"\(hidden, d\).*received \(5, 6\), \(6, 1\)",
+        ),
+        (
+            lambda: MoEFeedForward.upcycle(
+                torch.nn.Linear(6, 5), torch.nn.Linear(5, 6), gate=torch.nn.Linear(6, 4), experts=2
+            ),
+            r"received \(4, 6\), \(5, 6\), \(6, 5\)",
+        ),
+        (
+            lambda: MoEFeedForward(6, 5, 3, flatten=True)(torch.zeros(2, 4, 6), torch.ones(4, 2)),
+            r"mask must .*\(2, 4\), received \(4, 2\)",
+        ),
+        (
+            lambda: MoEFeedForward(6, 5, 3)(torch.zeros(2, 4, 6), torch.ones(1, 2, 4)),
+            r"mask must .*\(2, 4\), received \(1, 2, 4\)",
+        ),
+        (lambda: MoEFeedForward(6, 5, 3)(torch.zeros(2, 4, 6).long()), "received torch.int64"),
     ],
 )
 def test_errors(call: object, words: str) -> None:

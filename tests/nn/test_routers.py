@@ -130,8 +130,11 @@ def test_soft_router_is_scaled_cosine_similarity() -> None:
     ("call", "words"),
     [
         (lambda: Router(6, 4, "softmax-token-chioce"), r"did you mean 'softmax-token-choice'\?"),
-        (lambda: Router(6, 4, "soft"), "make it by SoftRouter"),
-        (lambda: Router(6, 4, k=5), r"k must be in 1 \.\.\. 4, .*received 5"),
+        (lambda: Router(6, 4, "soft"), "unknown router 'soft' here, make it by SoftRouter"),
+        (lambda: Router(6, 4, k=5), r"k must be an integer in 1 \.\.\. 4, .*received 5"),
+        (lambda: Router(6, 4, k=1.5), "must be an integer .* received 1.5"),
+        (lambda: Router(6, 4, capacity=3), "no option 'capacity'"),
+        (lambda: Router(6, 4, mask=None), "no option 'mask'"),
         (lambda: Router(6, 4, capacity_factor=0.0), "capacity_factor must be positive, received 0.0"),
         (lambda: Router(6, 4, capacity_factor=math.nan), "capacity_factor must be positive, received nan"),
         (lambda: Router(6, 4, jitter=1.0), r"jitter must be in \[0, 1\), received 1.0"),

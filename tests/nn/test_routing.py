@@ -40,6 +40,9 @@ def test_soft_errors() -> None:
         soft_routing(torch.zeros(4, 3))
     with pytest.raises(InputError, match=r"\(4, 'd'\), received \(5, 7\)"):
         soft_routing(torch.zeros(4, 3, 2)).send(torch.zeros(5, 7))
+    for shape in ((3, 1, 7), (1, 3, 2, 7)):  # einsum would broadcast both
+        with pytest.raises(InputError, match=r"\(3, 2, 'd'\), received \("):
+            soft_routing(torch.zeros(4, 3, 2)).collect(torch.zeros(shape))
 
 
 def test_slots_lie_expert_by_expert_in_memory() -> None:

@@ -38,8 +38,8 @@ def load_balance_loss(
         The loss, in the dtype of logits; with "none" one for each group, shape (...).
 
     Raises:
-        InputError: k is not in 1 ... E; NaN or inf among logits that count (looked at on CPU only); shapes
-            that differ.
+        InputError: k is not in 1 ... E; NaN or inf among logits that count, or a negative load (looked at
+            on CPU only); shapes that differ.
 
     Example:
         >>> import torch
@@ -53,14 +53,15 @@ def load_balance_loss(
     """
     scores = _logits(logits, mask)
     experts = scores.shape[-1]
-    if not 1 <= k <= experts:
-        raise InputError(f"k must be in 1 ... {experts}, the number of experts, received {k}")
+    check_choices(k, experts)
     present = scores.new_ones(scores.shape[:-1]) if mask is None else mask.to(scores.dtype)
     if load is None:
         chosen = torch.zeros_like(scores).scatter(-1, scores.detach().topk(k, -1).indices, 1.0)
         load = (chosen * present.unsqueeze(-1)).sum(-2)
     else:
         check_rows(load, (*scores.shape[:-2], experts), "load")
+        if not holds(load >= 0):
+            raise InputError(f"load must be >= 0, received {float(load.detach().min())}")
     share = _shares(load.to(scores.dtype).detach())
     probability = torch.einsum("...te,...t->...e", scores.softmax(-1), present)
     tokens = present.sum(-1)
@@ -126,6 +127,12 @@ def importance_loss(gates: Tensor, *, mask: Tensor | None = None, reduction: str
     importance = kept.sum(-2)
     values = importance.shape[-1] * _shares(importance).square().sum(-1) - 1
     return reduce(values, reduction=reduction, mask=importance.sum(-1) > 0).to(gates.dtype)
+
+
+def check_choices(k: int, experts: int) -> None:
+    """Raise InputError unless a token can choose k of the experts."""
+    if not isinstance(k, int) or not 1 <= k <= experts:
+        raise InputError(f"k must be an integer in 1 ... {experts}, the number of experts, received {k}")
 
 
 def _shares(x: Tensor) -> Tensor:

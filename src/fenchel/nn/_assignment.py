@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fenchel.errors import InputError
+from fenchel.losses.routing import check_choices
 from fenchel.nn.routing import Routing, finite
 from fenchel.operators import sparsemax
 from fenchel.operators.transport import entropic_transport
@@ -118,10 +119,9 @@ def check_transport(regularization: float, iterations: int) -> None:
 
 def check_scores(logits: Tensor, mask: Tensor | None, capacity: int, k: int = 1) -> Tensor:
     """The logits in float32 or wider, zeros for padding."""
-    if capacity < 0:
-        raise InputError(f"capacity must be >= 0, received {capacity}")
+    if isinstance(capacity, float) or capacity < 0:
+        raise InputError(f"capacity must be an integer >= 0, received {capacity}")
     scores = finite(logits, mask, 2)
     experts = scores.shape[-1]
-    if not 1 <= k <= experts:
-        raise InputError(f"k must be in 1 ... {experts}, the number of experts, received {k}")
+    check_choices(k, experts)
     return scores

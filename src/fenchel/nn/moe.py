@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fenchel.errors import InputError
+from fenchel.losses.reduce import check_rows
 from fenchel.nn.routers import named
 from fenchel.nn.routing import Routing, SoftRouting
 
@@ -20,9 +21,10 @@ class MoEFeedForward(torch.nn.Module):
     Expert e computes act(x W_e + b_e) V_e + c_e, with a gate act(x G_e) * (x W_e) where `gated`. A token
     that no expert takes receives zeros, so that the residual connection carries it on.
 
-    Tokens of one group (the T of one leading index) compete for the slots of the experts. Only token
-    choice with `capacity_factor=math.inf` routes a token regardless of those after it: for a language
-    model that generates, use it, at least after training (`layer.router.capacity_factor = math.inf`).
+    Tokens of one group (the T of one leading index) compete for the slots of the experts. Softmax token
+    choice with `capacity_factor=math.inf` routes a token regardless of those after it, as no transport
+    plan does: for a language model that generates, use it, at least after training
+    (`layer.router.capacity_factor = math.inf`).
 
     Every call leaves the auxiliary loss of its router in `auxiliary_loss`, and the routing, with the
     `load` of the experts and the share of `dropped` tokens, in `routing`; add `auxiliary_loss(model)`
@@ -135,11 +137,21 @@ class MoEFeedForward(torch.nn.Module):
             gate: the linear map of a gated MLP, down(act(gate(x)) * up(x)).
             experts: the number of copies.
             options: of `MoEFeedForward`, such as `router` and `activation`.
+
+        Raises:
+            InputError: maps that do not fit each other, or of which only some have a bias.
         """
         first = [up] if gate is None else [gate, up]
         biased = [linear.bias is not None for linear in (*first, down)]
         if any(biased) != all(biased):
             raise InputError("either all linear maps of the MLP must have a bias, or none")
+        wide, narrow = tuple(up.weight.shape), tuple(down.weight.shape)
+        if narrow != wide[::-1] or tuple(first[0].weight.shape) != wide:
+            received = ", ".join(str(tuple(linear.weight.shape)) for linear in (*first, down))
+            raise InputError(
+                "the weights of the MLP must be (hidden, d), for each of its first maps, and (d, hidden), "
+                f"received {received}"
+            )
         layer = cls(
             up.in_features, up.out_features, experts, gated=gate is not None, bias=all(biased), **options
         )
@@ -153,6 +165,7 @@ class MoEFeedForward(torch.nn.Module):
         return layer
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        check_rows(mask, x.shape[:-1], "mask")
         grouped = x
         if self.flatten:
             grouped = x.reshape(-1, x.shape[-1])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fenchel.errors import InputError, nearest
 from fenchel.losses import load_balance_loss, router_z_loss
+from fenchel.losses.routing import check_choices
 from fenchel.nn.expert_choice import softmax_expert_choice, sparse_expert_choice
 from fenchel.nn.routing import Routing, SoftRouting, soft_routing
 from fenchel.nn.token_choice import sinkhorn_token_choice, softmax_token_choice, sparse_token_choice
@@ -86,21 +87,18 @@ class Router(torch.nn.Module):
         super().__init__()
         if method not in METHODS:
             known = (*METHODS, SOFT)
-            raise InputError(
-                f"unknown router {method!r}{nearest(method, known)}; there are {', '.join(known)}"
-                + (": make it by SoftRouter" if method == SOFT else "")
-            )
+            hint = " here, make it by SoftRouter" if method == SOFT else nearest(method, known)
+            raise InputError(f"unknown router {method!r}{hint}; there are {', '.join(known)}")
         _check_sizes(d_model=d_model, experts=experts)
-        if not 1 <= k <= experts:
-            raise InputError(f"k must be in 1 ... {experts}, the number of experts, received {k}")
+        check_choices(k, experts)
         if not capacity_factor > 0:
             raise InputError(f"capacity_factor must be positive, received {capacity_factor}")
         if not 0 <= jitter < 1:
             raise InputError(f"jitter must be in [0, 1), received {jitter}")
-        taken = inspect.signature(METHODS[method]).parameters
+        taken = inspect.signature(METHODS[method]).parameters.keys() - {"logits", "k", "capacity", "mask"}
         for option in options:
             if option not in taken:
-                raise InputError(f"{method} has no option {option!r}{nearest(option, taken)}")
+                raise InputError(f"{method} has no option {option!r}{nearest(option, sorted(taken))}")
         self.method, self.k, self.capacity_factor, self.jitter = method, k, capacity_factor, jitter
         if balance_weight is None:
             balance_weight = 0.01 if method == "softmax-token-choice" else 0.0
@@ -212,6 +210,8 @@ def _wide(x: Tensor) -> Tensor:
 def _check_width(x: Tensor, d_model: int) -> None:
     if x.dim() < 2 or x.shape[-1] != d_model:
         raise InputError(f"tokens must have the shape (..., T, {d_model}), received {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise InputError(f"tokens must be a floating-point tensor, received {x.dtype}")
 
 
 def _check_sizes(**sizes: int) -> None:

@@ -90,9 +90,7 @@ class Routing(NamedTuple):
 
         The sum has the wider of the dtypes of the answers and of the gates.
         """
-        if y.shape[:-1] != self.token.shape:
-            expected = (*self.token.shape, "d")
-            raise InputError(f"answers must have the shape {expected}, received {tuple(y.shape)}")
+        _check_answers(y, self.token.shape)
         width = y.shape[-1]
         by_expert = y.reshape(*self._sizes(), width).transpose(0, 1).reshape(-1, width)
         rows = by_expert * self._expert_major(self.weight).unsqueeze(-1)
@@ -156,6 +154,7 @@ class SoftRouting(NamedTuple):
 
     def collect(self, y: Tensor) -> Tensor:
         """Answers (..., E, C, d) of the experts to the tokens (..., T, d)."""
+        _check_answers(y, self.combine.shape[:-3] + self.combine.shape[-2:])
         return torch.einsum("...ecd,...tec->...td", y.to(self.combine.dtype), self.combine)
 
 
@@ -218,3 +217,8 @@ def finite(logits: Tensor, mask: Tensor | None, axes: int) -> Tensor:
 def _check_tokens(x: Tensor, rows: torch.Size) -> None:
     if x.shape[:-1] != rows:
         raise InputError(f"tokens must have the shape {(*rows, 'd')}, received {tuple(x.shape)}")
+
+
+def _check_answers(y: Tensor, slots: torch.Size) -> None:
+    if y.shape[:-1] != slots:
+        raise InputError(f"answers must have the shape {(*slots, 'd')}, received {tuple(y.shape)}")

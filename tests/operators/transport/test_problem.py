@@ -39,6 +39,11 @@ NAN, INF = math.nan, math.inf
         ((COST, None, torch.tensor([NAN, 0.5, 0.5])), {}, "marginal b must be at least 0 .* received nan"),
         ((COST, torch.zeros(2)), {}, r"marginal a of shape \(2,\) has no mass"),
         ((COST, torch.tensor([0.5, 1.0])), {}, "received a with sum 1.5 and b with sum 1"),
+        (
+            (COST.double(), torch.tensor([0.9, 0.1]).double()),
+            {},
+            r"received a with sum 0\.9999999\d+ and b with sum 1; divide each by its sum, in torch.float64",
+        ),
         ((torch.tensor([[0.0, 0.0], [INF, INF]]),), {}, r"row \(1,\) has mass 0.5, but cost \+inf"),
         (
             (torch.tensor([[0.0, INF], [0.0, 0.0]]), torch.tensor([1.0, 0.0])),

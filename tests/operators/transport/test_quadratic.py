@@ -82,6 +82,20 @@ def test_float32_costs_of_any_size(scale: float, gamma: float) -> None:
     torch.testing.assert_close(found.plan.double(), exact.plan, rtol=0, atol=2e-6 + 4e-7 * scale / gamma)
 
 
+@pytest.mark.parametrize(("m", "n"), [(6, 4), (4, 6)])
+@pytest.mark.parametrize("size", [1e6, 1e8, 1e30])
+def test_float32_costs_whose_rounding_is_larger_than_a_cell(size: float, m: int, n: int) -> None:
+    """The marginals are met as long as eps² of the cost is small beside γ T, and the mass kept beyond."""
+    cost = size * torch.rand(m, n)
+    found = quadratic_transport(cost, regularization=3.0)
+    exact = quadratic_transport(cost.double(), regularization=3.0)
+    assert found.residual < (1 if size == 1e30 else 2e-6)
+    assert float(found.plan.sum()) == pytest.approx(1.0, abs=1e-5)
+    assert float((found.plan * cost).sum()) == pytest.approx(
+        float(exact.value), rel=1.0 if size == 1e30 else 1e-5
+    )
+
+
 def test_zero_masses_and_forbidden_cells() -> None:
     cost = torch.rand(3, 4, dtype=torch.float64)
     a = torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64)

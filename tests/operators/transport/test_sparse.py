@@ -120,6 +120,17 @@ def test_float32(scale: float) -> None:
     assert float(found.value) == pytest.approx(float(exact.value), rel=1e-3)
 
 
+@pytest.mark.parametrize("semidual", [True, False])
+def test_float32_costs_whose_rounding_is_larger_than_a_cell(semidual: bool) -> None:
+    torch.manual_seed(0)
+    cost = 1e8 * torch.rand(6, 4)
+    options = {"k": 2, "regularization": 3.0, "semidual": semidual}
+    found = sparse_transport(cost, **options)
+    assert found.residual < 2e-6
+    exact = sparse_transport(cost.double(), **options)
+    assert float(found.value) == pytest.approx(float(exact.value), rel=1e-6)
+
+
 def test_ties_keep_the_bound() -> None:
     found = sparse_transport(torch.zeros(5, 5).double(), k=2)
     assert ((found.plan > 0).sum(0) <= 2).all()

@@ -17,18 +17,24 @@ def lbfgs(objective: Objective, x: Tensor, *, iterations: int, enough: Callable[
     """argmax of a concave function by L-BFGS with a weak Wolfe line search, for every row of x (B, d).
 
     `objective` gives the values (B,) and supergradients (B, d). It ends where `enough(gradient)`, or where
-    no row can be improved any more. The weak Wolfe conditions are those under which the method also works
-    on functions with kinks (Lewis and Overton, 2013).
+    no value has risen by more than rounding for some steps. The weak Wolfe conditions are those under which
+    the method also works on functions with kinks (Lewis and Overton, 2013).
     """
     value, gradient = objective(x)
     steps: list[tuple[Tensor, Tensor, Tensor]] = []
+    best, best_value, idle = x, value, 0
     for _ in range(iterations):
         if enough(gradient):
+            return x
+        if idle == _MEMORY:
             break
         direction = _two_loops(gradient, steps)
         ascends = (direction * gradient).sum(-1, keepdim=True) > 0
         direction = torch.where(ascends, direction, gradient)
         moved, value, ahead = _line_search(objective, x, value, gradient, direction)
+        idle = 0 if bool((value > best_value + _slack(value)).any()) else idle + 1
+        best = torch.where((value >= best_value).unsqueeze(-1), moved, best)
+        best_value = torch.maximum(value, best_value)
         change, turn = moved - x, gradient - ahead
         curvature = (change * turn).sum(-1, keepdim=True)
         good = curvature > 1e-14 * turn.norm(dim=-1, keepdim=True) * change.norm(dim=-1, keepdim=True)
@@ -37,7 +43,7 @@ def lbfgs(objective: Objective, x: Tensor, *, iterations: int, enough: Callable[
         if not bool(change.any()):
             break
         x, gradient = moved, ahead
-    return x
+    return best
 
 
 def adam(
@@ -85,7 +91,7 @@ def _line_search(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A step along the direction that raises the value enough and far enough, by bisection; or none."""
     slope = (direction * gradient).sum(-1)
-    slack = 4 * torch.finfo(x.dtype).eps * value.abs()
+    slack = _slack(value)
     low, high = torch.zeros_like(slope), torch.full_like(slope, torch.inf)
     step = torch.ones_like(slope)
     best, best_value, best_gradient = x, value, gradient
@@ -105,3 +111,8 @@ def _line_search(
         low, high = torch.where(raised, step, low), torch.where(raised, high, step)
         step = torch.where(high < torch.inf, 0.5 * (low + high), 2 * step)
     return best, best_value, best_gradient
+
+
+def _slack(value: Tensor) -> Tensor:
+    """By how much rounding may move a value."""
+    return 4 * torch.finfo(value.dtype).eps * value.abs()

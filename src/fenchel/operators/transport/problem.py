@@ -132,8 +132,8 @@ def _check_values(problem: Problem) -> None:
     if not holds(agree):
         i = tuple(torch.nonzero(~agree)[0].tolist())
         raise InputError(
-            f"the marginals must have the same mass, received a with sum {float(ours[i]):.6g} and b with sum "
-            f"{float(theirs[i]):.6g}"
+            f"the marginals must have the same mass, received a with sum {float(ours[i]):.10g} and b with "
+            f"sum {float(theirs[i]):.10g}; divide each by its sum, in {cost.dtype}"
         )
     if holds(cost < torch.inf):
         return

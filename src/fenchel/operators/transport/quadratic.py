@@ -94,9 +94,6 @@ class TopColumns:
         cost, a, b = problem
         if a.numel() == 0:
             return Potentials(a.clone(), b.clone(), torch.zeros_like(a), torch.zeros_like(b))
-        if self.k is None and a.shape[-1] > b.shape[-1]:  # Newton's systems are those of the rows
-            column, row, column_step, row_step = self.solve(problem.transposed())
-            return Potentials(row, column, row_step, column_step)
         row = torch.zeros_like(a)
         levels = _levels(problem)
         for level in range(levels, 0, -1):
@@ -106,9 +103,19 @@ class TopColumns:
         row = self._maximum(problem, row, self.iterations, _LAST_NEWTON_STEPS, self.tolerance)
         if self.k is not None:
             row = self._past_kinks(problem, row)
-        column = self._columns(problem, row)[0]
+        return self._refined(problem, row)
+
+    def _refined(self, problem: Problem, row: Tensor) -> Potentials:
+        """Steps that mend what rounding the potentials, in the units of the cost, does to the marginals."""
+        cost, a, b = problem
+        # Each column of the reduced cost is at least 0, and exactly 0 somewhere.
+        column = torch.where(b > 0, (cost - row.unsqueeze(-1)).amin(-2), 0.0)
         reduced = problem._replace(cost=cost - row.unsqueeze(-1) - column.unsqueeze(-2))
-        row_step = self._newton(reduced, torch.zeros_like(a), _NEWTON_STEPS, self.tolerance)
+        still = torch.zeros_like(a)
+        row_step = self._maximum(reduced, still, _COARSE_STEPS, _NEWTON_STEPS, self.tolerance)
+        # Where the cost leaves no digit for the mass, the steps have none either.
+        missed, missed_still = (self._missed(reduced, x) for x in (row_step, still))
+        row_step = torch.where((missed <= missed_still).unsqueeze(-1), row_step, 0.0)
         return Potentials(row, column, row_step, self._columns(reduced, row_step)[0])
 
     def _maximum(
@@ -167,6 +174,12 @@ class TopColumns:
         plan = self.plan(row.unsqueeze(-1) + column.unsqueeze(-2) - cost)
         return column, plan, _dual_value(problem, row, column, plan)
 
+    def _missed(self, problem: Problem, row: Tensor) -> Tensor:
+        """By how much both marginals are violated, in all."""
+        _, a, b = problem
+        plan = self._columns(problem, row)[1]
+        return (a - plan.sum(-1)).abs().sum(-1) + (b - plan.sum(-2)).abs().sum(-1)
+
     def _newton(self, problem: Problem, row: Tensor, steps: int, tolerance: float) -> Tensor:
         """Newton's method on the semi-dual, damped as Levenberg and Marquardt do; never worse than `row`."""
         _, a, _ = problem
@@ -207,6 +220,9 @@ def solve_quadratic(
     problem: Problem, link: TopColumns, regularization: float, dtype: torch.dtype
 ) -> Transport:
     """The transport of a link, in the units of the cost and in `dtype`."""
+    if link.k is None and problem.a.shape[-1] > problem.b.shape[-1]:  # Newton's systems are those of the rows
+        plan, value, g, f, missed = solve_quadratic(problem.transposed(), link, regularization, dtype)
+        return Transport(plan.mT, value, f, g, missed)
     scaled = zeros_out(problem.cost / regularization, problem.a, problem.b)
     found = solve(Problem(scaled, problem.a, problem.b), link)
     plan = link.plan(found.slack(scaled))
