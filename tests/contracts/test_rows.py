@@ -98,17 +98,16 @@ def table() -> list[Case]:
 
     for part in ("plan", "value"):
         for name, options, lacks in (
-            ("entropic_transport", {"regularization": 0.8}, ""),
+            ("entropic_transport", {"regularization": 3.0, "iterations": 80}, ""),
             ("quadratic_transport", {"regularization": 3.0}, "compile"),
             ("sparse_transport", {"regularization": 3.0, "k": 4}, "compile"),
         ):
             made(name, partial(transport, name, part, **options), part, lacks)
 
     def clouds(x: Tensor) -> Tensor:
+        options = {"regularization": 3.0, "iterations": 60, "reduction": "none"}
         tolerance = 1e-12 if x.dtype == torch.float64 else 1e-6
-        return f.sinkhorn_divergence(
-            points(x), points(3 * proportions(x)), tolerance=tolerance, reduction="none"
-        )
+        return f.sinkhorn_divergence(points(x), points(3 * proportions(x)), tolerance=tolerance, **options)
 
     made("sinkhorn_divergence", clouds, lacks="hessian vmap")  # torch.cdist has first derivatives only
 
