@@ -170,3 +170,12 @@ def test_other_errors_leave_the_module_as_it_was() -> None:
         prune_magnitude(tied, 0.5)
     with pytest.raises(InputError, match="k must be at least 0, received -3"):
         MagnitudePruning(-3)
+
+
+def test_finishing_what_cannot_be_finished_finishes_nothing() -> None:
+    module = network()
+    prune_magnitude(module, 0.5)
+    parametrize.register_parametrization(module[2], "weight", torch.nn.Identity())
+    with pytest.raises(InputError, match="weight has 2 parametrizations, remove the others first"):
+        finish_pruning(module)
+    assert parametrize.is_parametrized(module[0])

@@ -240,6 +240,13 @@ def test_gradients_in_radius_total_and_w() -> None:
     assert check(project_permutahedron, (x, w), check_forward_ad=True)
 
 
+def test_an_entry_left_out_does_not_hide_the_derivative_in_the_radius() -> None:
+    x = torch.tensor([1.0, -math.inf, 0.5, -3.0], dtype=torch.float64)
+    radius = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(lambda r: project_simplex(x, radius=r), radius)
+    torch.autograd.gradgradcheck(lambda r: project_simplex(x, radius=r).square(), radius)
+
+
 @each
 def test_moreau(project: Callable[[Tensor], Tensor]) -> None:
     """∇ of ½||x||² - ½||x - Px||² is Px: a convex function whose gradient is the projection."""

@@ -144,6 +144,8 @@ def test_verbose_tells_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
         ({"loss": "hinge"}, "loss must be one of auto, softmax, squared, received 'hinge'"),
         ({"p": 3.0}, r"p must be in \(1, 2\], received 3.0"),
         ({"regularization": (1.0, 0.0)}, "regularization must be positive and finite, received 0.0"),
+        ({"regularization": (1.0, -0.5)}, "regularization must be positive and finite, received -0.5"),
+        ({"regularization": 0.1}, "regularization must be two numbers, .* received 0.1"),
         ({"y": ["a", "a", "a", "a"]}, "needs samples of at least two classes, received one class: 'a'"),
         ({"y": [2.5, 2.5, 2.5, 2.5]}, "a target that is 2.5 for all samples selects nothing"),
         (

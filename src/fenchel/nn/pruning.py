@@ -205,10 +205,13 @@ def finish_pruning(module: torch.nn.Module) -> None:
     Reference:
         Sander, Puigcerver, Djolonga, Peyré and Blondel, 2023, arXiv 2302.01425.
     """
-    for owner, name, pruning in _pruned(module):
+    pruned = _pruned(module)
+    for owner, name, _ in pruned:
         behind: Any = owner.parametrizations[name]  # type: ignore[index]
         if len(behind) > 1:
             raise InputError(f"{name} has {len(behind)} parametrizations, remove the others first")
+    for owner, name, pruning in pruned:
+        behind = owner.parametrizations[name]  # type: ignore[index]
         with torch.no_grad():
             behind.original.copy_(pruning.hard(behind.original))
         # What follows deletes a property of the class, which a deepcopy of the module would miss.

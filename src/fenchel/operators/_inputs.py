@@ -39,7 +39,7 @@ def check_finite(x: Tensor, dim: int, *, name: str = "x") -> None:
     if not holds(finite):
         place = tuple(torch.nonzero(~finite)[0].tolist())
         raise InputError(
-            f"{name} of shape {tuple(x.shape)} must be finite, holds {float(x[place])} at {place}"
+            f"{name} of shape {tuple(x.shape)} must be finite, holds {float(x.detach()[place])} at {place}"
         )
 
 
@@ -62,7 +62,7 @@ def scale_by(
         check_temperature(temperature)
         return (scores, 1.0) if temperature == 1 else (scores / temperature, temperature)
     if not holds(temperature > 0):
-        raise InputError(f"temperature must be positive, received {float(temperature.min())}")
+        raise InputError(f"temperature must be positive, received {float(temperature.detach().min())}")
     if temperature.dim() == 0:
         return scores / temperature.to(scores.dtype), temperature.to(scores.dtype)
     if temperature.dim() != logits.dim() or temperature.shape[dim] != 1:
@@ -83,7 +83,7 @@ def prepare_reference(reference: float | Tensor, logits: Tensor, dim: int, score
     if not holds(reference > 0):
         raise InputError(
             "the reference measure must be positive (mask a class by a logit of -inf instead), "
-            f"received {float(reference.min())}"
+            f"received {float(reference.detach().min())}"
         )
     q = reference.to(scores.dtype)
     try:

@@ -48,8 +48,9 @@ def isotonic_regression(
         v, the shape and dtype of y.
 
     Raises:
-        InputError: an empty axis, values that are not finite, weights that are not positive or do not
-            broadcast, an unknown solver. Values are looked at on a CPU outside of `torch.compile` only.
+        InputError: an empty axis, values that are not finite, weights that are not positive and finite or
+            do not broadcast, an unknown solver. Values are looked at on a CPU outside of `torch.compile`
+            only.
 
     Example:
         >>> import torch
@@ -120,8 +121,11 @@ def pool(
 
 
 def _weight(weight: Tensor, y: Tensor, dim: int) -> Tensor:
-    if not holds(weight > 0):
-        raise InputError(f"weight must be positive, received {float(weight.min())}")
+    good = (weight > 0) & (weight < torch.inf)
+    if not holds(good):
+        raise InputError(
+            f"weight must be positive and finite, received {float(weight.detach()[~good].flatten()[0])}"
+        )
     try:
         return weight.expand(y.shape).movedim(dim, -1)
     except RuntimeError:

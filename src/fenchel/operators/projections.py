@@ -45,9 +45,12 @@ def project_simplex(x: Tensor, *, radius: float | Tensor = 1.0, dim: int = -1) -
         raise InputError(
             f"radius must be positive and finite, received {_worst(r, (r > 0) & (r < torch.inf))}"
         )
-    # Only differences count, and those of large x survive the division so.
+    # Only differences count, and those of large x survive the division so. A gap of -inf is outside for any
+    # r, and has no derivative in it.
     gaps = rows - rows.detach().amax(-1, keepdim=True)
-    return (r * f_softargmax(gaps / r, "alpha:2")).movedim(-1, dim).to(x.dtype)
+    outside = gaps == -torch.inf
+    scaled = torch.where(outside, -torch.inf, torch.where(outside, 0.0, gaps) / r)
+    return (r * f_softargmax(scaled, "alpha:2")).movedim(-1, dim).to(x.dtype)
 
 
 def project_capped_simplex(x: Tensor, total: float | Tensor, *, upper: float = 1.0, dim: int = -1) -> Tensor:
@@ -209,4 +212,4 @@ def _of_rows(value: float | Tensor, rows: Tensor, name: str) -> Tensor:
 
 
 def _worst(x: Tensor, good: Tensor) -> float:
-    return float(x[~good].flatten()[0])
+    return float(x.detach()[~good].flatten()[0])

@@ -183,7 +183,7 @@ def around_cut(scores: Tensor, k: int | Tensor, dim: int, *, name: str = "scores
     """The scores with the axis of choice last, and those around the cut; raises InputError."""
     check_axis(scores, dim, name=name)
     if not holds(scores < torch.inf):
-        bad = float(scores[~(scores < torch.inf)][0])
+        bad = float(scores.detach()[~(scores < torch.inf)][0])
         raise InputError(f"{name} of shape {tuple(scores.shape)} must be below inf, received {bad}")
     x, n = class_last(scores, dim), scores.shape[dim]
     if isinstance(k, Tensor):
@@ -193,7 +193,7 @@ def around_cut(scores: Tensor, k: int | Tensor, dim: int, *, name: str = "scores
                 f"k must be an integer, or integers of shape {rows}, one for each row of {name} "
                 f"{tuple(scores.shape)}; received {k.dtype} of shape {tuple(k.shape)}"
             )
-        k = k.unsqueeze(-1)
+        k = k.long().unsqueeze(-1)
         if not holds((k >= 0) & (k <= n)):
             bad = int(k[(k < 0) | (k > n)][0])
             raise InputError(f"k must be in [0, {n}] for {n} {name} along dim={dim}, received {bad}")
@@ -239,14 +239,16 @@ def _magnitude_by_threshold(rows: Rows, regularization: float, exponent: float) 
         # Newton's step is that of τ Σ m - k τ, which is closer to linear in τ than Σ m - k.
         m, growth, tau, width = at(z, threshold)
         whole = _sum(torch.where(growth > 0, 0.0, m))
-        return (_sum(m) - k) / _size(k), ((k - whole) / tau + _sum(growth) / width) / _size(k)
+        # Whole numbers first, so that a little above k is not lost in k.
+        value = _sum(torch.where(growth > 0, m, 0.0)) + (whole - k)
+        return value / _size(k), ((k - whole) / tau + _sum(growth) / width) / _size(k)
 
-    # A τ below `floor` drops nothing, nor does τ = 0, where no more than k are above 0.
-    floor = torch.full_like(scale, torch.finfo(z.dtype).eps ** 2)
+    # A τ below `floor` drops nothing but rounding, nor does τ = 0, where no more than k are above 0.
+    floor = torch.full_like(scale, torch.finfo(z.dtype).eps)
     # There the k-th has m = 1; and `width` is at most the strength.
     least = (1 / (2 * strength)).clamp(max=0.5 ** (1 / exponent)) ** exponent
     low = torch.where(weak, torch.maximum(least - 1, -strength), torch.maximum(least, floor))
-    dense = ~weak & (excess(z.detach(), torch.where(weak, low, floor))[0] <= 0)
+    dense = ~weak & (excess(z.detach(), torch.where(weak, low, floor))[0] <= 0) & (k > 0)
     intact = dense | (rows.following <= 0)
     high = torch.where(intact, 1 - origin, (rows.following - origin * rows.kth) / scale)
     certain = intact | (1 - origin - high > strength * (origin + high) ** (1 / exponent))
@@ -260,16 +262,21 @@ def _magnitude_by_pooling(
     rows: Rows, regularization: float, exponent: float, solver: str, iterations: int
 ) -> tuple[Tensor, Tensor]:
     """The same from v = argmin_{v1 >= ... >= vn} Σ |s - v|^q / (q l^(q-1)) + Σ_{i <= k} v_i² / 2."""
-    s, order = rows.x.sort(-1, descending=True)
+    # With a weak l the digits of s - v count: all is then relative to the k-th magnitude.
+    weak = regularization < rows.kth ** (1 - 1 / exponent)
+    origin = torch.where(weak, rows.kth, 0.0)
+    s, order = (rows.x - origin).sort(-1, descending=True)
     chosen = _first(s, rows.k)
+    pull = regularization**exponent * chosen
     if exponent == 1:
-        weight = 1 + regularization * chosen
-        v = pool("mean", s / weight, weight, solver=solver, iterations=iterations)
+        v = pool("mean", (s - pull * origin) / (1 + pull), 1 + pull, solver=solver, iterations=iterations)
     else:
-        v = pool("cubic", s, None, regularization**exponent * chosen, solver=solver, iterations=iterations)
+        v = pool("cubic", s, pull * origin, pull, solver=solver, iterations=iterations)
     above = (s - v).clamp(min=0)
-    shrunk = _put_back(above + (above / regularization) ** exponent, order)
-    return torch.zeros_like(shrunk, dtype=torch.bool), shrunk
+    shrunk = above + (above / regularization) ** exponent
+    # What shares no block with an entry after the k-th has m = 1.
+    kept = (chosen > 0) & (v > torch.where(chosen > 0, -torch.inf, v).amax(-1, keepdim=True))
+    return _put_back(kept, order), _put_back(shrunk, order)
 
 
 def _ramp(ratio: Tensor, exponent: float) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fenchel.errors import InputError
 from fenchel.operators import topk_mask
+from fenchel.operators.topk import check_norm
 from fenchel.sklearn._fitting import minibatch, tensor_of
 
 Array = NDArray[Any]
@@ -166,6 +167,15 @@ class SoftTopKSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]  # s
         ):
             if not (allowed and np.isfinite(value)):
                 raise InputError(f"{name} must be {what} and finite, received {value!r}")
+        try:
+            first, last = self.regularization
+        except TypeError:
+            raise InputError(
+                f"regularization must be two numbers, at the beginning and at the end, received "
+                f"{self.regularization!r}"
+            ) from None
+        for value in (first, last):
+            check_norm(value, self.p, "threshold")
         if self.loss not in LOSSES:
             raise InputError(f"loss must be one of {', '.join(LOSSES)}, received {self.loss!r}")
 
