@@ -376,3 +376,9 @@ def test_too_few_scores_to_choose_from() -> None:
     with pytest.raises(InputError, match=r"row \(1,\) along dim=-1 has fewer finite ones than k"):
         topk_mask(x, 2)
     assert torch.equal(topk_mask(x, torch.tensor([2, 1]))[1], torch.tensor([1.0, 0.0, 0.0]))
+
+
+def test_magnitudes_refuse_norms_that_hide_the_threshold_behind_rounding() -> None:
+    with pytest.raises(InputError, match=r"p must be in \[1.2, 2\] for magnitudes, received 1.1"):
+        topk_magnitude(torch.ones(3), 2, p=1.1)
+    assert topk_mask(torch.tensor([3.0, 1.0, 0.0]), 1, p=1.1).tolist() == [1.0, 0.0, 0.0]

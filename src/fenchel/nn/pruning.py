@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from fenchel.errors import InputError
-from fenchel.operators.topk import check_norm, topk_magnitude
+from fenchel.operators.topk import check_magnitude_norm, topk_magnitude
 
 
 class MagnitudePruning(torch.nn.Module):
@@ -26,7 +26,7 @@ class MagnitudePruning(torch.nn.Module):
     Args:
         k: how many entries of a weight are kept.
         regularization: l > 0, in the units of the weight to the power 2 - p.
-        p: the order of the norm, in (1, 2]. With p = 2 the regularization does not depend on the scale of
+        p: the order of the norm, in [1.2, 2]. With p = 2 the regularization does not depend on the scale of
             the weight.
 
     Returns:
@@ -45,7 +45,7 @@ class MagnitudePruning(torch.nn.Module):
 
     def __init__(self, k: int, *, regularization: float = 0.1, p: float = 4 / 3) -> None:
         super().__init__()
-        check_norm(regularization, p, "threshold")
+        check_magnitude_norm(regularization, p)
         if k < 0:
             raise InputError(f"k must be at least 0, received {k}")
         self.k = k
@@ -96,7 +96,7 @@ def prune_magnitude(
         module: changed in place.
         sparsity: the share of the entries of each weight to drop, in [0, 1).
         regularization: l > 0, as in `MagnitudePruning`.
-        p: the order of the norm, in (1, 2].
+        p: the order of the norm, in [1.2, 2].
         where: (name, weight) → whether to prune it; by default all weights of two axes or more.
 
     Returns:
@@ -174,7 +174,7 @@ def anneal_pruning(module: torch.nn.Module, regularization: float) -> None:
         schedule is the user's.
     """
     for _, _, pruning in _pruned(module):
-        check_norm(regularization, pruning.p, "threshold")
+        check_magnitude_norm(regularization, pruning.p)
         pruning.regularization = regularization
 
 

@@ -15,6 +15,7 @@ from fenchel.operators._root import decreasing_root
 from fenchel.operators.isotonic import pool
 
 SOLVERS = ("threshold", "pav", "dykstra")
+LEAST_NORM = 1.2  # of magnitudes
 
 
 class Rows(NamedTuple):
@@ -127,7 +128,7 @@ def topk_magnitude(
         k: how many to keep, 0 <= k <= n: a number, or an integer tensor of the shape of x without `dim`.
             Rows with k nonzeros or fewer come out as they are.
         regularization: l > 0, in the units of x to the power 2 - p.
-        p: the order of the norm, in (1, 2].
+        p: the order of the norm, in [1.2, 2].
         solver: as in `topk_mask`.
         iterations: of Dykstra's algorithm.
         dim: the axis to choose along.
@@ -149,7 +150,7 @@ def topk_magnitude(
     Reference:
         Sander, Puigcerver, Djolonga, Peyré and Blondel, 2023, arXiv 2302.01425.
     """
-    exponent = check_norm(regularization, p, solver)
+    exponent = check_magnitude_norm(regularization, p, solver)
     check_axis(x, dim, name="x")
     rows = around_cut(x.abs(), k, dim, name="magnitudes")
     if solver == "threshold":
@@ -159,6 +160,14 @@ def topk_magnitude(
     entries = class_last(x, dim)
     found = torch.where(kept, entries, entries.sign() * shrunk)
     return found.movedim(-1, dim).to(x.dtype)
+
+
+def check_magnitude_norm(regularization: float, p: float, solver: str = "threshold") -> float:
+    """The same for magnitudes, where a large exponent hides τ behind rounding."""
+    exponent = check_norm(regularization, p, solver)
+    if p < LEAST_NORM:
+        raise InputError(f"p must be in [{LEAST_NORM}, 2] for magnitudes, received {p}")
+    return exponent
 
 
 def check_norm(regularization: float, p: float, solver: str) -> float:
