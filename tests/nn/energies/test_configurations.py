@@ -65,6 +65,12 @@ def test_the_closed_log_partition_is_that_of_enumeration(space: ConfigurationSpa
     every = space.unary(space.enumerate(dtype=torch.float64))
     expected = torch.logsumexp(scores @ every.T, -1) - space.log_size
     torch.testing.assert_close(space.unary_log_partition(scores), expected)
+    # Scores of zero, with which training may begin, are no kink.
+    zeros = torch.zeros(space.width, dtype=torch.float64)
+    uniform = torch.full((len(every),), 1 / len(every), dtype=torch.float64)
+    torch.testing.assert_close(
+        torch.autograd.functional.hessian(space.unary_log_partition, zeros), every.T @ (every * uniform[:, None])
+    )
     huge = space.unary_log_partition(torch.full((space.width,), 1e4, dtype=torch.float32))
     assert torch.isfinite(huge)
     with pytest.raises(InputError, match=r"Permutations\(width=3\) has no closed form"):
@@ -110,5 +116,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(InputError, match="Permutations"):
         Permutations(10).enumerate()
     for kind in (Subsets, OneHot, Permutations):
-        with pytest.raises(InputError, match="width must be at least 1, received 0"):
+        with pytest.raises(InputError, match="width must be a whole number of at least 1, received 0"):
             kind(0)
+        with pytest.raises(InputError, match=r"a whole number of at least 1, received 2\.5"):
+            kind(2.5)

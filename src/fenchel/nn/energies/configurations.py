@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -145,8 +144,7 @@ class Subsets(ConfigurationSpace):
 
     def unary_log_partition(self, scores: Tensor) -> Tensor:
         """log E_y exp <scores, unary(y)> = Σ log cosh(scores / 2), for labels that are independent."""
-        size = scores.abs()
-        return (size / 2 + F.softplus(-size) - math.log(2)).sum(-1)
+        return (torch.logaddexp(scores / 2, -scores / 2) - math.log(2)).sum(-1)
 
     def pairs(self, y: Tensor) -> Tensor:
         """±1: whether both are in or both out."""
@@ -299,7 +297,7 @@ class Permutations(ConfigurationSpace):
         return (order.argsort(-1) + 1).to(scores.dtype)
 
     def neighbours(self, y: Tensor) -> Tensor:
-        return y[..., _swaps(self.width).to(y.device)]
+        return y[..., _swaps(self.width, y.device)]
 
     def _list(self) -> Tensor:
         found = torch.ones(1, 1, dtype=torch.long)
@@ -317,25 +315,19 @@ class Permutations(ConfigurationSpace):
 
 
 def _check_width(width: int, least: int) -> None:
-    if width < least:
-        raise InputError(f"width must be at least {least}, received {width}")
-
-
-@cache
-def _pair_table(width: int) -> Tensor:
-    return torch.triu_indices(width, width, 1)
+    if not isinstance(width, int) or width < least:
+        raise InputError(f"width must be a whole number of at least {least}, received {width!r}")
 
 
 def _pairs(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    i, j = _pair_table(width).to(device)
+    i, j = torch.triu_indices(width, width, 1, device=device)
     return i, j
 
 
-@cache
-def _swaps(width: int) -> Tensor:
+def _swaps(width: int, device: torch.device) -> Tensor:
     """For each pair of items the identity with the two exchanged, (pairs, width)."""
-    i, j = torch.triu_indices(width, width, 1)
-    moves = torch.arange(width).repeat(len(i), 1)
-    row = torch.arange(len(i))
+    i, j = _pairs(width, device)
+    moves = torch.arange(width, device=device).repeat(len(i), 1)
+    row = torch.arange(len(i), device=device)
     moves[row, i], moves[row, j] = j, i
     return moves

@@ -230,6 +230,9 @@ class AssignmentEnergy(Energy):
         network: a module from (..., d) to (..., k²), Θ flat: rows are items, columns positions.
         space: the permutations.
 
+    Raises:
+        InputError: the space is another.
+
     Example:
         >>> import torch
         >>> from fenchel.nn import Permutations
@@ -247,6 +250,8 @@ class AssignmentEnergy(Energy):
     space: Permutations
 
     def __init__(self, network: nn.Module, space: Permutations) -> None:
+        if not isinstance(space, Permutations):
+            raise InputError(f"an AssignmentEnergy needs Permutations, received {space!r}")
         super().__init__(space)
         self.network = network
 
