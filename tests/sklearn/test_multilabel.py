@@ -20,7 +20,7 @@ from torch import nn
 from fenchel import f_softargmax
 from fenchel.errors import InputError
 from fenchel.nn import PairwiseEnergy, Subsets
-from fenchel.sklearn import MultilabelEnergyClassifier
+from fenchel.sklearn import MultilabelEnergyClassifier, _energy
 from fenchel.sklearn._energy import _Stopper
 
 
@@ -36,6 +36,10 @@ def problem(n: int = 200, d: int = 5, m: int = 4, seed: int = 0) -> tuple[np.nda
 def quick(energy: Any = "pairwise", **options: Any) -> MultilabelEnergyClassifier:
     settings = {"max_epochs": 5, "hidden_layer_sizes": (8,), "partition_layer_sizes": (8,), "random_state": 0}
     return MultilabelEnergyClassifier(energy, **settings | options)
+
+
+def seed_of(random_state: int) -> int:
+    return int(np.random.RandomState(random_state).randint(2**31 - 1))
 
 
 # -- scikit-learn's own requirements.
@@ -212,6 +216,41 @@ def test_the_weights_of_the_least_held_out_loss_come_back() -> None:
     assert ended == [False, False, False, True] and model.energy_.weight.item() == 1.0
 
 
+def test_a_held_out_loss_that_is_never_finite_keeps_the_first_weights() -> None:
+    X, Y = problem(n=40)
+    X[torch.randperm(40, generator=torch.Generator().manual_seed(seed_of(0)))[0]] = 1e8
+    model = quick("mlp", early_stopping=True, n_iter_no_change=2, partition_layer_sizes=())
+    assert model.fit(X, Y).n_iter_ == 3
+
+
+def test_couplings_are_penalised_and_biases_are_not() -> None:
+    X, Y = problem(n=100)
+    Y[:, 0] = 1
+    model = quick("pairwise", alpha=100.0, samples=None, max_epochs=100, hidden_layer_sizes=()).fit(X, Y)
+    assert model.energy_.constant.abs().max() < 0.05
+    assert model.energy_.network[0].bias[0] > 0.3
+
+
+def test_classes_are_enumerated_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_energy, "FEW", 4)
+    X, _ = problem()
+    model = quick("pairwise").fit(X, np.argmax(X, 1))
+    p = model.energy_.network(torch.tensor(X)).softmax(-1).numpy()
+    np.testing.assert_allclose(model.predict_proba(X), p)
+    np.testing.assert_array_equal(model.predict(X), p.argmax(1))
+
+
+def test_inputs_that_a_joint_energy_repeats_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, Y = problem(n=60, d=20)
+    model = quick("joint", max_epochs=1).fit(X, Y)
+    expected, seen = model.predict_proba(X), []
+    model.energy_.network.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].numel()))
+    monkeypatch.setattr(_energy, "CELLS", 2**12)
+    np.testing.assert_allclose(model.predict_proba(X), expected)
+    model.predict(X), model.exact_log_partition(X)
+    assert max(seen) <= 2**12
+
+
 def test_an_energy_of_ones_own() -> None:
     X, Y = problem()
     model = quick(lambda d, space: PairwiseEnergy(nn.Linear(d, space.width), space)).fit(X, Y)
@@ -252,10 +291,17 @@ def test_the_global_generator_is_left_alone() -> None:
         ),
         ({"energy": "assignment"}, "received 'assignment'"),
         ({"divergence": "klx"}, "klx"),
-        ({"samples": 0}, "samples must be at least 1, or None"),
-        ({"max_epochs": 0}, "max_epochs must be at least 1, received 0"),
-        ({"partition_epochs": -1}, "partition_epochs must be at least 0, received -1"),
+        ({"samples": 0}, "samples must be a whole number of at least 1, or None"),
+        ({"max_epochs": 0}, "max_epochs must be a whole number of at least 1, received 0"),
+        ({"partition_epochs": -1}, "partition_epochs must be a whole number of at least 0, received -1"),
         ({"alpha": -1.0}, "alpha must be >= 0"),
+        ({"alpha": math.nan}, r"alpha must be >= 0 .* received nan"),
+        ({"learning_rate": math.inf}, r"learning_rate > 0, both finite, received 0.0001 and inf"),
+        ({"samples": 2.5}, r"samples must be a whole number of at least 1, or None .* received 2\.5"),
+        ({"batch_size": 2.5}, r"batch_size must be a whole number of at least 1, received 2\.5"),
+        ({"hidden_layer_sizes": 64}, r"hidden_layer_sizes must be widths such as \(64,\), received 64"),
+        ({"partition_layer_sizes": (0,)}, r"partition_layer_sizes must be widths .* received \(0,\)"),
+        ({"energy": None}, "energy must be one of .* received None"),
         ({"early_stopping": True, "validation_fraction": 1.5}, r"in \(0, 1\), received 1.5"),
     ],
 )

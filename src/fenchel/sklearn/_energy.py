@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from fenchel.nn.energies import (
     ConfigurationSpace,
     Energy,
     JointEnergy,
+    OneHot,
     PairwiseEnergy,
     PartitionNetwork,
     Permutations,
@@ -40,7 +42,7 @@ Array = NDArray[Any]
 EXPONENTIAL = ("kl", "generalized-kl")
 FEW = 2**12  # configurations that are enumerated to train, to decode and for marginals
 RESTARTS = 8  # of the local search
-CELLS = 2**22  # energies that are computed together
+CELLS = 2**22  # energies that are computed together, or numbers that they are computed from
 RANK = 8  # of the features of bilinear energies
 DTYPE = torch.float64
 
@@ -114,19 +116,26 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _check_parameters(self) -> None:
         find(self.divergence)
-        for name, least in (("max_epochs", 1), ("batch_size", 1), ("n_iter_no_change", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, received {getattr(self, name)}")
-        if self.partition_epochs < 0:
-            raise InputError(f"partition_epochs must be at least 0, received {self.partition_epochs}")
-        if self.alpha < 0 or not self.learning_rate > 0:
+        if self.samples is not None and not _is_count(self.samples, 1):
             raise InputError(
-                f"alpha must be >= 0 and learning_rate > 0, received {self.alpha} and {self.learning_rate}"
+                "samples must be a whole number of at least 1, or None for the exact loss, received "
+                f"{self.samples!r}"
+            )
+        counts = {"max_epochs": 1, "partition_epochs": 0, "batch_size": 1, "n_iter_no_change": 1}
+        for name, least in counts.items():
+            if not _is_count(value := getattr(self, name), least):
+                raise InputError(f"{name} must be a whole number of at least {least}, received {value!r}")
+        for name in ("hidden_layer_sizes", "partition_layer_sizes"):
+            value = getattr(self, name)
+            if not isinstance(value, Sequence) or not all(_is_count(width, 1) for width in value):
+                raise InputError(f"{name} must be widths such as (64,), received {value!r}")
+        if not 0 <= self.alpha < math.inf or not 0 < self.learning_rate < math.inf:
+            raise InputError(
+                f"alpha must be >= 0 and learning_rate > 0, both finite, received {self.alpha} and "
+                f"{self.learning_rate}"
             )
         if self.early_stopping and not 0 < self.validation_fraction < 1:
             raise InputError(f"validation_fraction must be in (0, 1), received {self.validation_fraction}")
-        if self.samples is not None and self.samples < 1:
-            raise InputError(f"samples must be at least 1, or None for the exact loss, got {self.samples}")
 
     def _check_exact(self) -> None:
         if not self._is_small and self._independent is None:
@@ -137,7 +146,7 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
 
     @property
     def _is_small(self) -> bool:
-        return self.space_.log_size < math.log(FEW) + 1e-9
+        return isinstance(self.space_, OneHot) or self.space_.log_size < math.log(FEW) + 1e-9
 
     @property
     def _independent(self) -> UnaryEnergy | None:
@@ -146,13 +155,13 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
         return self.energy_ if closed and isinstance(self.energy_, UnaryEnergy) else None
 
     def _build(self, features: int, space: ConfigurationSpace) -> Energy:
-        if not isinstance(self.energy, str):
+        if callable(self.energy):
             return self.energy(features, space)
         known = RANKING_BUILDERS if isinstance(space, Permutations) else BUILDERS
         if self.energy not in known:
             raise InputError(
                 f"energy must be one of {', '.join(known)}, or a function of the number of features and the "
-                f"space, received {self.energy!r}{nearest(self.energy, known)}"
+                f"space, received {self.energy!r}{nearest(str(self.energy), known)}"
             )
         return known[self.energy](features, tuple(self.hidden_layer_sizes), space)
 
@@ -189,7 +198,8 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
                 f"early_stopping holds out {held} of {len(order)} samples, and none is left to train with"
             )
         validation, train = order[:held], order[held:]
-        penalised = [weight for weight in self.energy_.parameters() if weight.dim() > 1]
+        named = self.energy_.named_parameters()
+        penalised = [weight for name, weight in named if not name.endswith("bias")]
         parameters = [*self.energy_.parameters()]
         if self.partition_ is not None:
             parameters += self.partition_.parameters()
@@ -255,6 +265,8 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _parts(self, X: Any, cells: int) -> Iterator[Tensor]:
         """Rows of X, dense, so many that each with so many energies they fit the memory."""
+        if isinstance(self.energy_, JointEnergy):  # which repeats the input for every configuration
+            cells *= X.shape[1] + self.space_.width
         for rows in torch.arange(X.shape[0]).split(max(1, CELLS // max(1, cells))):
             yield _dense(X, rows)
 
@@ -315,7 +327,7 @@ class _Stopper:
         generator = torch.Generator().manual_seed(self.model._seed)
         loss = float(self.model._loss(self.x, self.y, generator))
         self.since += 1
-        if loss < self.best:
+        if loss < self.best or not self.kept:
             self.best, self.since = loss, 0
             self.kept = [copy.deepcopy(module.state_dict()) for module in self.modules]
         return self.since >= self.model.n_iter_no_change
@@ -323,6 +335,10 @@ class _Stopper:
     def restore(self) -> None:
         for module, weights in zip(self.modules, self.kept, strict=True):
             module.load_state_dict(weights)
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and int(value) >= least
 
 
 def _dense(X: Any, rows: Tensor | None = None) -> Tensor:
