@@ -196,9 +196,7 @@ def _read_ranking(path: Path, name: str) -> Ranking:
         try:
             row = [_finite(cell) for cell in cells]
         except ValueError:
-            raise InputError(
-                f"{path}:{number} holds something that is no finite number: {line[:60]!r}"
-            ) from None
+            raise InputError(f"{path}:{number} holds what is no finite number: {line[:60]!r}") from None
         if len(row) != d + k:
             raise InputError(f"{path}:{number} has {len(row)} values, not {d} features and {k} ranks")
         if sorted(row[d:]) != list(range(1, k + 1)):
