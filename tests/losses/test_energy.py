@@ -80,6 +80,17 @@ def test_closed_forms() -> None:
         torch.testing.assert_close(exact_partition_loss(every[:, 4], every, name), nll.mean())
 
 
+@pytest.mark.parametrize("name", ALL, ids=str)
+def test_another_reference_weighs_the_configurations(name: str) -> None:
+    every, q = energies(5, 8), torch.rand(8).double().softmax(-1)
+    tau = f_threshold(every, name, reference=q)
+    conjugates = divergence(name).conjugate(every - tau.unsqueeze(-1))
+    exact = exact_partition_loss(every[:, 2], every, name, reference=q, reduction="none")
+    torch.testing.assert_close(exact, tau + conjugates @ q - every[:, 2], rtol=1e-9, atol=1e-9)
+    if name in ("kl", "generalized-kl"):
+        torch.testing.assert_close(exact, torch.logsumexp(every + q.log(), -1) - every[:, 2])
+
+
 # -- Unbiased over samples.
 
 

@@ -11,6 +11,7 @@ import torch
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -189,6 +190,63 @@ def test_independent_labels_need_no_enumeration() -> None:
     assert shallow.partition_ is None and shallow.score(X, Y) <= 1
 
 
+# -- A reference near the data.
+
+
+def rare_problem(n: int = 500, m: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of which a sixth are there; every other one comes with its neighbour."""
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(n, m))
+    Y = (X + 0.3 * rng.normal(size=(n, m)) > 1.0).astype(int)
+    Y[:, 1::2] = Y[:, ::2]
+    return X, Y
+
+
+def test_independent_labels_are_the_same_with_either_reference() -> None:
+    X, Y = problem(n=100, m=20)
+    options = {"samples": None, "max_epochs": 1000, "alpha": 0.01, "tol": 1e-9}
+    for labels in (3, 20):
+        one = quick("linear", **options).fit(X, Y[:, :labels])
+        other = quick("linear", reference="frequencies", **options).fit(X, Y[:, :labels])
+        np.testing.assert_allclose(other.predict_proba(X), one.predict_proba(X), atol=1e-6)
+        np.testing.assert_array_equal(other.predict(X), one.predict(X))
+        np.testing.assert_allclose(other.log_partition(X), other.exact_log_partition(X), atol=1e-10)
+
+
+@pytest.mark.parametrize("energy", ["pairwise", "joint", "mlp"])
+@pytest.mark.parametrize("samples", [20, None])
+def test_predictions_with_frequencies_are_those_of_enumeration(energy: str, samples: int | None) -> None:
+    X, Y = rare_problem(m=6)
+    model = quick(energy, reference="frequencies", samples=samples, max_epochs=20).fit(X, Y)
+    x, every = torch.tensor(X), Subsets(6).enumerate(dtype=torch.float64)
+    pi = torch.tensor((Y.sum(0) + 0.5) / (len(Y) + 1))
+    log_q = (every * pi.log() + (1 - every) * (1 - pi).log()).sum(-1)
+    g = model.energy_(x, every[None]) + log_q
+    np.testing.assert_allclose(model.predict_proba(X), (g.softmax(-1) @ every).numpy(), atol=1e-12)
+    np.testing.assert_array_equal(model.predict(X), every[g.argmax(-1)].numpy())
+    np.testing.assert_allclose(model.exact_log_partition(X), g.logsumexp(-1).numpy(), atol=1e-10)
+    if samples is None:
+        y = torch.tensor(Y).double()
+        likelihood = (g.logsumexp(-1) - model.energy_(x, y)).mean()
+        torch.testing.assert_close(model._loss(x, y, torch.Generator()), likelihood)
+
+
+def test_rare_labels_need_samples_near_the_data() -> None:
+    X, Y = rare_problem()
+    options = {"max_epochs": 40, "samples": 20, "hidden_layer_sizes": (), "learning_rate": 1e-2}
+    model = quick("pairwise", reference="frequencies", **options).fit(X[:400], Y[:400])
+    x, every = torch.tensor(X[400:]), model.space_.enumerate(dtype=torch.float64)
+    found = f1_score(Y[400:], model.predict(X[400:]), average="micro", zero_division=0.0)
+    uniform = quick("pairwise", **options).fit(X[:400], Y[:400]).predict(X[400:])
+    assert found > 0.4 > 0.2 > f1_score(Y[400:], uniform, average="micro", zero_division=0.0)
+    # Single flips part no pair that comes together, so that starts near the data would find 59 %.
+    density = model.energy_(x, every[None]) + model.space_.log_reference(every)
+    best = every[density.argmax(-1)].numpy()
+    assert (model.predict(X[400:]) == best).all(1).mean() > 0.7
+    marginals = (density.softmax(-1) @ every).numpy()
+    assert np.abs(model.predict_proba(X[400:]) - marginals).mean() < 0.05
+
+
 def test_early_stopping_keeps_the_best() -> None:
     X, Y = problem(n=80, d=20)
     options = {"max_epochs": 100, "samples": None, "alpha": 0.0, "learning_rate": 0.05}
@@ -301,6 +359,11 @@ def test_the_global_generator_is_left_alone() -> None:
         ({"batch_size": 2.5}, r"batch_size must be a whole number of at least 1, received 2\.5"),
         ({"hidden_layer_sizes": 64}, r"hidden_layer_sizes must be widths such as \(64,\), received 64"),
         ({"partition_layer_sizes": (0,)}, r"partition_layer_sizes must be widths .* received \(0,\)"),
+        ({"reference": "frequency"}, "reference must be one of uniform, frequencies, received 'frequency'"),
+        (
+            {"reference": "frequencies", "divergence": "alpha:2"},
+            "reference='frequencies' needs a divergence of kl, generalized-kl, received 'alpha:2'",
+        ),
         ({"energy": None}, "energy must be one of .* received None"),
         ({"early_stopping": True, "validation_fraction": 1.5}, r"in \(0, 1\), received 1.5"),
     ],
@@ -330,6 +393,8 @@ def test_bad_data() -> None:
         model.fit(X, Y + 0.5)
     with pytest.raises(InputError, match=r"at most 4096, and Subsets\(width=13\) has 2\^13.0"):
         quick(samples=None).fit(X, np.tile(Y, 4)[:, :13])
+    with pytest.raises(InputError, match=r"is for sets of labels, and y has one dimension"):
+        quick(reference="frequencies").fit(X, Y[:, 0])
     model.fit(X, Y)
     with pytest.raises(ValueError, match=r"4 features, but .* expecting 5 features"):
         model.predict(X[:, :4])

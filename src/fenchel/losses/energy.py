@@ -30,15 +30,15 @@ def joint_partition_loss(
     """Energy and log-partition learned together: τ + (1/K) Σ_k f*(max(g_k - τ, f'(0))) - g.
 
     g = g(x, y) is the energy of the observed configuration, the higher the more probable; g_k = g(x, y_k)
-    those of K configurations drawn from the reference q, uniform over the configurations; τ = τ(x) is
-    what a second network says. For "generalized-kl" this is τ + mean exp(g_k - τ) - 1 - g.
+    those of K configurations drawn from the reference q, such as the uniform one; τ = τ(x) is what a second
+    network says. For "generalized-kl" this is τ + mean exp(g_k - τ) - 1 - g.
 
     It is minimised in g and τ at once. The expectation over the samples, and so its gradient, is exact for
     every K: no Markov chain, no bias. Its minimum over τ alone is `exact_partition_loss`, and there, by the
     envelope theorem, the gradient in g is that of the likelihood. The minimiser is
-    `fenchel.f_threshold` of all energies with the reference 1/|Y|. For "generalized-kl" it is
-    τ = log E_q exp(g), and the usual log-partition is log Σ exp(g) = τ + log |Y|. For "alpha:2" the loss is
-    sparsemax's over all configurations.
+    `fenchel.f_threshold` of all energies with the reference q. For "generalized-kl" it is
+    τ = log E_q exp(g), and, q being uniform, the usual log-partition is log Σ exp(g) = τ + log |Y|. For
+    "alpha:2" the loss is sparsemax's over all configurations.
 
     A sample is not clipped: exp(g_k - τ) overflows in float32 where g_k is above τ by 89, and the loss is
     then inf, and its gradient too. Start τ at a sane value (`fenchel.nn.PartitionNetwork`), and mind that
@@ -97,18 +97,20 @@ def exact_partition_loss(
     all_energies: Tensor,
     divergence: str | FDivergence = DEFAULT,
     *,
+    reference: Tensor | None = None,
     mask: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """The loss with the log-partition from enumeration: softmax_f(g(x, ·); q) - g(x, y), q = 1/|Y|.
+    """The loss with the log-partition from enumeration: softmax_f(g(x, ·); q) - g(x, y).
 
-    For "kl" and "generalized-kl" it is the negative log-likelihood less log |Y|. It is
-    `joint_partition_loss` at the best τ with every configuration as a sample.
+    For "kl" and "generalized-kl" it is the negative log-likelihood plus log q(y), which without a reference
+    is -log |Y|. It is then `joint_partition_loss` at the best τ with every configuration as a sample.
 
     Args:
         energy: g(x, y) of the observations, shape (...).
         all_energies: the energies of every configuration, shape (..., |Y|).
         divergence: a name or an `FDivergence`.
+        reference: q, the probability of every configuration, positive, shape (|Y|,); None is uniform.
         mask: observations that count, the shape of energy.
         reduction: "mean", "sum" or "none".
 
@@ -138,7 +140,8 @@ def exact_partition_loss(
         energies = torch.where(mask.bool().unsqueeze(-1), energies, 0.0)
     _check_numbers(g, "energy")
     _check_numbers(energies, "all_energies")
-    value = f_softmax(energies, divergence, reference=1 / energies.shape[-1])
+    q = 1 / energies.shape[-1] if reference is None else reference
+    value = f_softmax(energies, divergence, reference=q)
     return reduce(value - g, reduction=reduction, mask=mask).to(energy.dtype)
 
 

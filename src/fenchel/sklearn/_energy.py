@@ -177,8 +177,10 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
             if self._independent is not None:
                 value = (self.space_.unary_log_partition(scores) - observed).mean()
             else:
-                every = self.space_.unary(self.space_.enumerate(dtype=DTYPE))
-                value = exact_partition_loss(observed, scores @ every.T, self.divergence)
+                every, q = self._everything()
+                value = exact_partition_loss(
+                    observed, scores @ self.space_.unary(every).T, self.divergence, reference=q
+                )
             return value + 0.5 * self.alpha * weight.square().sum()
 
         start = torch.zeros(m * d + m, dtype=DTYPE)
@@ -248,7 +250,8 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
         if self.partition_ is None:
             if self._independent is not None:
                 return (self._independent.log_partition(x) - observed).mean()
-            return exact_partition_loss(observed, self._all_energies(x), self.divergence)
+            every, q = self._everything()
+            return exact_partition_loss(observed, self.energy_(x, every[None]), self.divergence, reference=q)
         assert self.samples is not None
         drawn = self.space_.sample((len(x), self.samples), generator=generator, dtype=DTYPE)
         return joint_partition_loss(observed, self.energy_(x, drawn), self.partition_(x), self.divergence)
@@ -259,8 +262,14 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
 
     # -- Questions.
 
-    def _all_energies(self, x: Tensor) -> Tensor:
-        found: Tensor = self.energy_(x, self.space_.enumerate(dtype=DTYPE).unsqueeze(0))
+    def _everything(self) -> tuple[Tensor, Tensor]:
+        """All configurations, and their probabilities under the reference."""
+        every = self.space_.enumerate(dtype=DTYPE)  # refuses too many
+        return every, self.space_.log_reference(every).exp()
+
+    def _log_density(self, x: Tensor, y: Tensor) -> Tensor:
+        """log q(y) + g(x, y): what p(y|x) grows with."""
+        found: Tensor = self.energy_(x, y) + self.space_.log_reference(y)
         return found
 
     def _parts(self, X: Any, cells: int) -> Iterator[Tensor]:
@@ -280,23 +289,23 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
         if independent is not None:
             shift = 1.0 if find(self.divergence).name == "kl" else 0.0
             return _array([independent.log_partition(x) - shift for x in self._parts(X, 1)])
-        size = len(self.space_.enumerate(dtype=DTYPE))  # refuses too many
+        every, q = self._everything()
         return _array(
             [
-                f_threshold(self._all_energies(x), self.divergence, reference=1 / size)
-                for x in self._parts(X, size)
+                f_threshold(self.energy_(x, every[None]), self.divergence, reference=q)
+                for x in self._parts(X, len(every))
             ]
         )
 
     def _decode(self, X: Any) -> Array:
-        """The configuration of highest energy for each row: exact, but for large spaces with couplings."""
+        """The most probable configuration for each row: exact, but for large spaces with couplings."""
         width = self.space_.width
         if isinstance(self.energy_, UnaryEnergy | AssignmentEnergy):
             found = [self.energy_.decode(x) for x in self._parts(X, width)]
         elif self._is_small:
             every = self.space_.enumerate(dtype=DTYPE)
             parts = self._parts(X, len(every))
-            found = [best_configuration(partial(self.energy_, x), every) for x in parts]
+            found = [best_configuration(partial(self._log_density, x), every) for x in parts]
         else:
             moves = width * (width - 1) // 2 + width
             found = [self._search(x) for x in self._parts(X, RESTARTS * moves)]
@@ -305,11 +314,13 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
     def _search(self, x: Tensor) -> Tensor:
         # Every row has the same starts, so that its answer does not depend on the rows beside it.
         generator = torch.Generator().manual_seed(self._seed)
-        start = self.space_.sample((1, RESTARTS), generator=generator, dtype=DTYPE).expand(len(x), -1, -1)
+        # From a reference near the data all would climb to the same few sets: they are uniform.
+        space = Subsets(self.space_.width) if isinstance(self.space_, Subsets) else self.space_
+        start = space.sample((1, RESTARTS), generator=generator, dtype=DTYPE).expand(len(x), -1, -1)
         if isinstance(self.energy_, PairwiseEnergy):
             alone = self.space_.unary_mode(self.energy_.network(x)).unsqueeze(1)
             start = torch.cat([alone, start], 1)
-        return local_search(partial(self.energy_, x), start, self.space_.neighbours)
+        return local_search(partial(self._log_density, x), start, self.space_.neighbours)
 
 
 class _Stopper:
