@@ -253,6 +253,10 @@ PICTURES = (fitzpatrick, operators, topk, projections, transport, routers, energ
 
 def main(names: list[str]) -> None:
     """Draw the pictures of those names, or all."""
+    known = [picture.__name__ for picture in PICTURES]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise SystemExit(f"there is no picture {unknown[0]!r}; there are {', '.join(known)}")
     IMAGES.mkdir(exist_ok=True)
     for picture in PICTURES:
         if not names or picture.__name__ in names:

@@ -111,7 +111,23 @@ def test_marginals_where_some_sets_are_impossible() -> None:
     torch.testing.assert_close(found, torch.full((1, 3), 4 / 7), rtol=0, atol=0.02)
 
 
+def test_energies_that_are_no_numbers() -> None:
+    def nan_at_one(y: Tensor) -> Tensor:
+        return torch.where(y.sum(-1) == 1, torch.nan, 0.0)
+
+    space, start = Subsets(2), torch.zeros(1, 1, 2)
+    message = r"the energies \(1, \d\) hold nan at \(0, [01]\)"
+    with pytest.raises(InputError, match=message):
+        best_configuration(nan_at_one, space.enumerate())
+    with pytest.raises(InputError, match=message):
+        local_search(nan_at_one, start, space.neighbours)
+    with pytest.raises(InputError, match=message):
+        gibbs_marginals(nan_at_one, start)
+
+
 def test_what_is_refused() -> None:
+    with pytest.raises(InputError, match="chunk must be at least 1, received 0"):
+        best_configuration(lambda y: y.sum(-1), torch.zeros(1, 2), chunk=0)
     with pytest.raises(InputError, match=r"configurations must be \(.Y., m\), received \(0, 2\)"):
         best_configuration(lambda y: y.sum(-1), torch.zeros(0, 2))
     with pytest.raises(InputError, match=r"start must be \(rows, restarts, m\), received \(3, 2\)"):

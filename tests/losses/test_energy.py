@@ -80,6 +80,17 @@ def test_closed_forms() -> None:
         torch.testing.assert_close(exact_partition_loss(every[:, 4], every, name), nll.mean())
 
 
+@pytest.mark.parametrize("name", ALL, ids=str)
+def test_another_reference_weighs_the_configurations(name: str) -> None:
+    every, q = energies(5, 8), torch.rand(8).double().softmax(-1)
+    tau = f_threshold(every, name, reference=q)
+    conjugates = divergence(name).conjugate(every - tau.unsqueeze(-1))
+    exact = exact_partition_loss(every[:, 2], every, name, reference=q, reduction="none")
+    torch.testing.assert_close(exact, tau + conjugates @ q - every[:, 2], rtol=1e-9, atol=1e-9)
+    if name in ("kl", "generalized-kl"):
+        torch.testing.assert_close(exact, torch.logsumexp(every + q.log(), -1) - every[:, 2])
+
+
 # -- Unbiased over samples.
 
 
@@ -154,6 +165,19 @@ def test_a_shift_of_all_energies_is_one_of_the_log_partition(name: str, seed: in
     torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", UNBOUNDED)
+def test_an_impossible_configuration_is_the_limit_of_unlikely_ones(name: str) -> None:
+    values, gradients = [], []
+    for low in (-1e12, -torch.inf):
+        sampled = torch.tensor([[0.3, low], [1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+        zeros = torch.zeros(2, dtype=torch.float64)
+        loss = joint_partition_loss(zeros, sampled, zeros, name)
+        values.append(loss.detach())
+        gradients.append(torch.autograd.grad(loss, sampled)[0])
+    torch.testing.assert_close(values[1], values[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-9)
+
+
 def test_huge_energies_in_float32() -> None:
     g, sampled = torch.tensor([1e4]), torch.tensor([[1e4, -1e4]])
     low = joint_partition_loss(g, sampled, torch.tensor([1e4]))
@@ -216,6 +240,13 @@ def test_values_that_do_not_fit() -> None:
         joint_partition_loss(g, sampled, tau, mask=torch.ones(3))
     with pytest.raises(InputError, match=r"energy .* holds nan"):
         exact_partition_loss(g * torch.nan, sampled)
+    with pytest.raises(InputError, match=r"all_energies of shape \(2, 3\) holds nan at \(0, 0\)"):
+        exact_partition_loss(g, sampled * torch.nan)
+    for infinite in (torch.inf, -torch.inf):
+        with pytest.raises(InputError, match=rf"log_partition of shape \(2,\) holds {infinite} at \(0,\)"):
+            joint_partition_loss(g, sampled, torch.full_like(tau, infinite))
+    with pytest.raises(InputError, match="floating-point tensor, received list"):
+        joint_partition_loss([0.0, 1.0], sampled, tau)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["alpha:1.5", "alpha:3"])

@@ -14,7 +14,7 @@ from scipy.stats import kendalltau
 from fenchel.reproductions import joint_ebm, runner, tabular
 from fenchel.reproductions.configs import NAMES, ReproduceConfig
 from fenchel.reproductions.joint_ebm import laboratory
-from fenchel.reproductions.joint_ebm.recipe import EXACT, RANKING_ENERGIES, SMALL, SPARSEMAX
+from fenchel.reproductions.joint_ebm.recipe import EXACT, FREQUENCIES, RANKING_ENERGIES, SMALL, SPARSEMAX
 from fenchel.reproductions.workspace import Workspace
 from fenchel.sklearn import MultilabelEnergyClassifier
 
@@ -196,6 +196,7 @@ def test_a_run_is_resumed_and_repeatable(tmp_path: Path, monkeypatch: pytest.Mon
     few, many = first["multilabel"]
     assert EXACT in few["seeds"][0] and EXACT not in many["seeds"][0]
     assert few["seeds"][0]["samples"].keys() == {"1", "10", "100"} and not many["seeds"][0]["samples"]
+    assert many["seeds"][0][FREQUENCIES].keys() == {"f1", "micro_f1", "accuracy"}
     assert few["seeds"][0] != few["seeds"][1]
     assert run("b") == first
     monkeypatch.setattr(laboratory, "_sets", None)  # nothing is trained twice
@@ -209,4 +210,5 @@ def test_the_command_leaves_a_report_and_a_record(tmp_path: Path, monkeypatch: p
     page = runner.run(ReproduceConfig(name="joint-ebm", out=str(tmp_path / "out"), data=str(tmp_path)))
     text = page.read_text(encoding="utf-8")
     assert "pairwise, exact likelihood" in text and "few, F1" in text
+    assert "pairwise, reference of frequencies" in text
     assert (tmp_path / "out" / "joint-ebm.jsonl").read_text(encoding="utf-8").count("\n") == 1

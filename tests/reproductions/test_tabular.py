@@ -53,16 +53,40 @@ def test_arff(tmp_path: Path) -> None:
     [
         ({"head": HEAD.replace("numeric", "string")}, r"weather-train.arff:3 is not a numeric or nominal"),
         ({"train": "1.5,grey,1,0\n"}, r"train.arff:9 has 4 values for 5 attributes: '1.5,grey,1,0'"),
-        ({"train": "fast,grey,1,0,1\n"}, r"train.arff:9: wind speed must be a number, received 'fast'"),
+        (
+            {"train": "fast,grey,1,0,1\n"},
+            r"arff:9: wind speed must be a finite number, received 'fast'",
+        ),
         ({"train": "1,blue,1,0,1\n"}, r"sky must be one of clear, half clear, grey, received 'blue'"),
         ({"train": ""}, "holds no rows of data after a line @data"),
         ({"xml": XML.replace("cold", "snow")}, "has no attribute for the label 'snow'"),
         ({"xml": "<labels>"}, "is not XML"),
+        ({"xml": "<labels/>"}, "weather.xml lists no labels"),
+        ({"train": "nan,grey,1,0,1\n"}, "wind speed must be a finite number, received 'nan'"),
+        (
+            {"head": HEAD.replace("cold {0,1}", "cold numeric"), "train": "1,grey,1,7,1\n"},
+            r"weather-train.arff: the label 'cold' must be 0 or 1, received 7",
+        ),
     ],
 )
 def test_arff_that_does_not_parse(tmp_path: Path, change: dict[str, str], said: str) -> None:
     with pytest.raises(InputError, match=said):
         multilabel(weather(tmp_path, **change), ["weather"])
+
+
+def test_commas_in_quotes_part_nothing(tmp_path: Path) -> None:
+    head, train = HEAD.replace("'half clear'", "'half, clear'"), "1,'half, clear',1,0,1\n"
+    folder = weather(tmp_path, head, train)
+    (tmp_path / "multilabel_weather" / "weather-test.arff").write_text(head + TEST)
+    (split,) = multilabel(folder, ["weather"])
+    np.testing.assert_array_equal(split.train_x, [[1, 0, 1, 0, 1]])
+
+
+def test_parts_with_different_attributes(tmp_path: Path) -> None:
+    folder = weather(tmp_path, HEAD.replace("'wind speed'", "rain"))
+    (tmp_path / "multilabel_weather" / "weather-test.arff").write_text(HEAD + TEST)
+    with pytest.raises(InputError, match="parts have different attributes: rain"):
+        multilabel(folder, ["weather"])
 
 
 def test_rankings(tmp_path: Path) -> None:
@@ -78,7 +102,10 @@ def test_rankings(tmp_path: Path) -> None:
         ("a,b,c\n", "received 'a,b,c'"),
         ("2,1,2\n0,1,2\n", "says that it has 2 rows, and has 1"),
         ("1,1,2\n0,1\n", r"shoes.csv:2 has 2 values, not 1 features and 2 ranks"),
-        ("1,1,2\n0,x,1\n", "shoes.csv:2 holds something that is no number"),
+        ("1,1,2\n0,x,1\n", "shoes.csv:2 holds what is no finite number"),
+        ("1,1,2\nnan,1,2\n", "shoes.csv:2 holds what is no finite number: 'nan,1,2'"),
+        ("0,1,2\n", "at least 1 row, 1 feature and 2 labels, received '0,1,2'"),
+        ("1,-1,3\n1,2\n", "received '1,-1,3'"),
         ("1,1,3\n0,1,1,3\n", r"\[1.0, 1.0, 3.0\] is not a ranking of 3 labels"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -20,7 +21,7 @@ from torch import nn
 from fenchel import f_softargmax
 from fenchel.errors import InputError
 from fenchel.nn import PairwiseEnergy, Subsets
-from fenchel.sklearn import MultilabelEnergyClassifier
+from fenchel.sklearn import MultilabelEnergyClassifier, _energy
 from fenchel.sklearn._energy import _Stopper
 
 
@@ -36,6 +37,10 @@ def problem(n: int = 200, d: int = 5, m: int = 4, seed: int = 0) -> tuple[np.nda
 def quick(energy: Any = "pairwise", **options: Any) -> MultilabelEnergyClassifier:
     settings = {"max_epochs": 5, "hidden_layer_sizes": (8,), "partition_layer_sizes": (8,), "random_state": 0}
     return MultilabelEnergyClassifier(energy, **settings | options)
+
+
+def seed_of(random_state: int) -> int:
+    return int(np.random.RandomState(random_state).randint(2**31 - 1))
 
 
 # -- scikit-learn's own requirements.
@@ -185,6 +190,63 @@ def test_independent_labels_need_no_enumeration() -> None:
     assert shallow.partition_ is None and shallow.score(X, Y) <= 1
 
 
+# -- A reference near the data.
+
+
+def rare_problem(n: int = 500, m: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of which a sixth are there; every other one comes with its neighbour."""
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(n, m))
+    Y = (X + 0.3 * rng.normal(size=(n, m)) > 1.0).astype(int)
+    Y[:, 1::2] = Y[:, ::2]
+    return X, Y
+
+
+def test_independent_labels_are_the_same_with_either_reference() -> None:
+    X, Y = problem(n=100, m=20)
+    options = {"samples": None, "max_epochs": 1000, "alpha": 0.01, "tol": 1e-9}
+    for labels in (3, 20):
+        one = quick("linear", **options).fit(X, Y[:, :labels])
+        other = quick("linear", reference="frequencies", **options).fit(X, Y[:, :labels])
+        np.testing.assert_allclose(other.predict_proba(X), one.predict_proba(X), atol=1e-6)
+        np.testing.assert_array_equal(other.predict(X), one.predict(X))
+        np.testing.assert_allclose(other.log_partition(X), other.exact_log_partition(X), atol=1e-10)
+
+
+@pytest.mark.parametrize("energy", ["pairwise", "joint", "mlp"])
+@pytest.mark.parametrize("samples", [20, None])
+def test_predictions_with_frequencies_are_those_of_enumeration(energy: str, samples: int | None) -> None:
+    X, Y = rare_problem(m=6)
+    model = quick(energy, reference="frequencies", samples=samples, max_epochs=20).fit(X, Y)
+    x, every = torch.tensor(X), Subsets(6).enumerate(dtype=torch.float64)
+    pi = torch.tensor((Y.sum(0) + 0.5) / (len(Y) + 1))
+    log_q = (every * pi.log() + (1 - every) * (1 - pi).log()).sum(-1)
+    g = model.energy_(x, every[None]) + log_q
+    np.testing.assert_allclose(model.predict_proba(X), (g.softmax(-1) @ every).numpy(), atol=1e-12)
+    np.testing.assert_array_equal(model.predict(X), every[g.argmax(-1)].numpy())
+    np.testing.assert_allclose(model.exact_log_partition(X), g.logsumexp(-1).numpy(), atol=1e-10)
+    if samples is None:
+        y = torch.tensor(Y).double()
+        likelihood = (g.logsumexp(-1) - model.energy_(x, y)).mean()
+        torch.testing.assert_close(model._loss(x, y, torch.Generator()), likelihood)
+
+
+def test_rare_labels_need_samples_near_the_data() -> None:
+    X, Y = rare_problem()
+    options = {"max_epochs": 40, "samples": 20, "hidden_layer_sizes": (), "learning_rate": 1e-2}
+    model = quick("pairwise", reference="frequencies", **options).fit(X[:400], Y[:400])
+    x, every = torch.tensor(X[400:]), model.space_.enumerate(dtype=torch.float64)
+    found = f1_score(Y[400:], model.predict(X[400:]), average="micro", zero_division=0.0)
+    uniform = quick("pairwise", **options).fit(X[:400], Y[:400]).predict(X[400:])
+    assert found > 0.4 > 0.2 > f1_score(Y[400:], uniform, average="micro", zero_division=0.0)
+    # Single flips part no pair that comes together, so that starts near the data would find 59 %.
+    density = model.energy_(x, every[None]) + model.space_.log_reference(every)
+    best = every[density.argmax(-1)].numpy()
+    assert (model.predict(X[400:]) == best).all(1).mean() > 0.7
+    marginals = (density.softmax(-1) @ every).numpy()
+    assert np.abs(model.predict_proba(X[400:]) - marginals).mean() < 0.05
+
+
 def test_early_stopping_keeps_the_best() -> None:
     X, Y = problem(n=80, d=20)
     options = {"max_epochs": 100, "samples": None, "alpha": 0.0, "learning_rate": 0.05}
@@ -210,6 +272,41 @@ def test_the_weights_of_the_least_held_out_loss_come_back() -> None:
         ended.append(stopper(epoch))
     stopper.restore()
     assert ended == [False, False, False, True] and model.energy_.weight.item() == 1.0
+
+
+def test_a_held_out_loss_that_is_never_finite_keeps_the_first_weights() -> None:
+    X, Y = problem(n=40)
+    X[torch.randperm(40, generator=torch.Generator().manual_seed(seed_of(0)))[0]] = 1e8
+    model = quick("mlp", early_stopping=True, n_iter_no_change=2, partition_layer_sizes=())
+    assert model.fit(X, Y).n_iter_ == 3
+
+
+def test_couplings_are_penalised_and_biases_are_not() -> None:
+    X, Y = problem(n=100)
+    Y[:, 0] = 1
+    model = quick("pairwise", alpha=100.0, samples=None, max_epochs=100, hidden_layer_sizes=()).fit(X, Y)
+    assert model.energy_.constant.abs().max() < 0.05
+    assert model.energy_.network[0].bias[0] > 0.3
+
+
+def test_classes_are_enumerated_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_energy, "FEW", 4)
+    X, _ = problem()
+    model = quick("pairwise").fit(X, np.argmax(X, 1))
+    p = model.energy_.network(torch.tensor(X)).softmax(-1).numpy()
+    np.testing.assert_allclose(model.predict_proba(X), p)
+    np.testing.assert_array_equal(model.predict(X), p.argmax(1))
+
+
+def test_inputs_that_a_joint_energy_repeats_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, Y = problem(n=60, d=20)
+    model = quick("joint", max_epochs=1).fit(X, Y)
+    expected, seen = model.predict_proba(X), []
+    model.energy_.network.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].numel()))
+    monkeypatch.setattr(_energy, "CELLS", 2**12)
+    np.testing.assert_allclose(model.predict_proba(X), expected)
+    model.predict(X), model.exact_log_partition(X)
+    assert max(seen) <= 2**12
 
 
 def test_an_energy_of_ones_own() -> None:
@@ -252,10 +349,22 @@ def test_the_global_generator_is_left_alone() -> None:
         ),
         ({"energy": "assignment"}, "received 'assignment'"),
         ({"divergence": "klx"}, "klx"),
-        ({"samples": 0}, "samples must be at least 1, or None"),
-        ({"max_epochs": 0}, "max_epochs must be at least 1, received 0"),
-        ({"partition_epochs": -1}, "partition_epochs must be at least 0, received -1"),
+        ({"samples": 0}, "samples must be a whole number of at least 1, or None"),
+        ({"max_epochs": 0}, "max_epochs must be a whole number of at least 1, received 0"),
+        ({"partition_epochs": -1}, "partition_epochs must be a whole number of at least 0, received -1"),
         ({"alpha": -1.0}, "alpha must be >= 0"),
+        ({"alpha": math.nan}, r"alpha must be >= 0 .* received nan"),
+        ({"learning_rate": math.inf}, r"learning_rate > 0, both finite, received 0.0001 and inf"),
+        ({"samples": 2.5}, r"samples must be a whole number of at least 1, or None .* received 2\.5"),
+        ({"batch_size": 2.5}, r"batch_size must be a whole number of at least 1, received 2\.5"),
+        ({"hidden_layer_sizes": 64}, r"hidden_layer_sizes must be widths such as \(64,\), received 64"),
+        ({"partition_layer_sizes": (0,)}, r"partition_layer_sizes must be widths .* received \(0,\)"),
+        ({"reference": "frequency"}, "reference must be one of uniform, frequencies, received 'frequency'"),
+        (
+            {"reference": "frequencies", "divergence": "alpha:2"},
+            "reference='frequencies' needs a divergence of kl, generalized-kl, received 'alpha:2'",
+        ),
+        ({"energy": None}, "energy must be one of .* received None"),
         ({"early_stopping": True, "validation_fraction": 1.5}, r"in \(0, 1\), received 1.5"),
     ],
 )
@@ -284,6 +393,8 @@ def test_bad_data() -> None:
         model.fit(X, Y + 0.5)
     with pytest.raises(InputError, match=r"at most 4096, and Subsets\(width=13\) has 2\^13.0"):
         quick(samples=None).fit(X, np.tile(Y, 4)[:, :13])
+    with pytest.raises(InputError, match=r"is for sets of labels, and y has one dimension"):
+        quick(reference="frequencies").fit(X, Y[:, 0])
     model.fit(X, Y)
     with pytest.raises(ValueError, match=r"4 features, but .* expecting 5 features"):
         model.predict(X[:, :4])

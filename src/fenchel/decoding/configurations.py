@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fenchel.checks import holds
 from fenchel.errors import InputError
 
 Energies = Callable[[Tensor], Tensor]
@@ -24,7 +25,7 @@ def best_configuration(energies: Energies, configurations: Tensor, *, chunk: int
         The best configuration of each row, (N, m); at ties the first.
 
     Raises:
-        InputError: there are no configurations.
+        InputError: there are no configurations, or an energy is NaN (on CPU).
 
     Example:
         >>> import torch
@@ -38,10 +39,12 @@ def best_configuration(energies: Energies, configurations: Tensor, *, chunk: int
     """
     if configurations.dim() != 2 or not len(configurations):
         raise InputError(f"configurations must be (|Y|, m), received {tuple(configurations.shape)}")
+    if chunk < 1:
+        raise InputError(f"chunk must be at least 1, received {chunk}")
     best: Tensor | None = None
     top: Tensor | None = None
     for part in configurations.split(chunk):
-        value, index = energies(part.unsqueeze(0)).max(-1)
+        value, index = _numbers(energies(part.unsqueeze(0))).max(-1)
         if best is None or top is None:
             best, top = part[index], value
         else:
@@ -71,7 +74,7 @@ def local_search(
         The best configuration found for each row, (N, m).
 
     Raises:
-        InputError: `start` has no axis of restarts.
+        InputError: `start` has no axis of restarts, or an energy is NaN (on CPU).
 
     Example:
         >>> import torch
@@ -87,13 +90,13 @@ def local_search(
     """
     if start.dim() != 3 or not start.shape[1]:
         raise InputError(f"start must be (rows, restarts, m), received {tuple(start.shape)}")
-    y, value = start, energies(start)
+    y, value = start, _numbers(energies(start))
     rows, restarts, width = y.shape
     for _ in range(max_steps):
         near = neighbours(y)
         if not near.shape[-2]:
             break
-        found = energies(near.reshape(rows, -1, width)).reshape(rows, restarts, -1)
+        found = _numbers(energies(near.reshape(rows, -1, width))).reshape(rows, restarts, -1)
         best, index = found.max(-1)
         better = best > value
         if not better.any():
@@ -131,7 +134,7 @@ def gibbs_marginals(
         The marginals, (N, m).
 
     Raises:
-        InputError: shapes or counts that do not fit.
+        InputError: shapes or counts that do not fit, or a log-density that is NaN (on CPU).
 
     Example:
         >>> import math, torch
@@ -154,7 +157,7 @@ def gibbs_marginals(
         for i in range(y.shape[-1]):
             states = y.repeat(1, 2, 1)
             states[:, :chains, i], states[:, chains:, i] = 0.0, 1.0
-            out, within = log_density(states).split(chains, 1)
+            out, within = _numbers(log_density(states)).split(chains, 1)
             p = torch.sigmoid(within - out)
             p = torch.where(torch.isnan(p), y[..., i], p)  # neither is possible: it stays
             y[..., i] = (torch.rand(chains, generator=generator, dtype=p.dtype, device=p.device) < p).to(
@@ -163,3 +166,11 @@ def gibbs_marginals(
             if sweep >= warm_up:
                 total[:, i] += p.mean(-1)
     return total / sweeps
+
+
+def _numbers(energies: Tensor) -> Tensor:
+    bad = torch.isnan(energies)
+    if not holds(~bad):
+        where = tuple(torch.nonzero(bad)[0].tolist())
+        raise InputError(f"the energies {tuple(energies.shape)} hold nan at {where}; look at the inputs")
+    return energies

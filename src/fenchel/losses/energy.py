@@ -30,15 +30,15 @@ def joint_partition_loss(
     """Energy and log-partition learned together: τ + (1/K) Σ_k f*(max(g_k - τ, f'(0))) - g.
 
     g = g(x, y) is the energy of the observed configuration, the higher the more probable; g_k = g(x, y_k)
-    those of K configurations drawn from the reference q, uniform over the configurations; τ = τ(x) is
-    what a second network says. For "generalized-kl" this is τ + mean exp(g_k - τ) - 1 - g.
+    those of K configurations drawn from the reference q, such as the uniform one; τ = τ(x) is what a second
+    network says. For "generalized-kl" this is τ + mean exp(g_k - τ) - 1 - g.
 
     It is minimised in g and τ at once. The expectation over the samples, and so its gradient, is exact for
     every K: no Markov chain, no bias. Its minimum over τ alone is `exact_partition_loss`, and there, by the
     envelope theorem, the gradient in g is that of the likelihood. The minimiser is
-    `fenchel.f_threshold` of all energies with the reference 1/|Y|. For "generalized-kl" it is
-    τ = log E_q exp(g), and the usual log-partition is log Σ exp(g) = τ + log |Y|. For "alpha:2" the loss is
-    sparsemax's over all configurations.
+    `fenchel.f_threshold` of all energies with the reference q. For "generalized-kl" it is
+    τ = log E_q exp(g), and, q being uniform, the usual log-partition is log Σ exp(g) = τ + log |Y|. For
+    "alpha:2" the loss is sparsemax's over all configurations.
 
     A sample is not clipped: exp(g_k - τ) overflows in float32 where g_k is above τ by 89, and the loss is
     then inf, and its gradient too. Start τ at a sane value (`fenchel.nn.PartitionNetwork`), and mind that
@@ -49,7 +49,7 @@ def joint_partition_loss(
     Args:
         energy: g(x, y) of the observations, shape (...), any float dtype; half types are computed in
             float32.
-        sampled_energies: g(x, y_k), shape (..., K).
+        sampled_energies: g(x, y_k), shape (..., K); -inf for a configuration that is impossible.
         log_partition: τ(x), the shape of energy.
         divergence: a name or an `FDivergence`. Those with f'(0) finite give exact zeros.
         mask: observations that count, the shape of energy.
@@ -60,7 +60,8 @@ def joint_partition_loss(
         from the Fenchel-Young loss by D_f(δ_y, q), a constant that is left out, so that it may be negative.
 
     Raises:
-        InputError: shapes that do not fit, no samples, or NaN (on CPU), quoting what was received.
+        InputError: shapes that do not fit, no samples, or, on CPU, NaN or a τ that is not finite, quoting
+            what was received.
 
     Example:
         >>> import math, torch
@@ -84,8 +85,9 @@ def joint_partition_loss(
         kept = mask.bool()
         g, tau = torch.where(kept, g, 0.0), torch.where(kept, tau, 0.0)
         sampled = torch.where(kept.unsqueeze(-1), sampled, 0.0)
-    for name, values in (("energy", g), ("sampled_energies", sampled), ("log_partition", tau)):
-        _check_numbers(values, name)
+    _check_numbers(g, "energy")
+    _check_numbers(sampled, "sampled_energies")
+    _check_numbers(tau, "log_partition", finite=True)
     expected = _conjugate(record, sampled - tau.unsqueeze(-1)).mean(-1)
     return reduce(tau + expected - g, reduction=reduction, mask=mask).to(energy.dtype)
 
@@ -95,18 +97,20 @@ def exact_partition_loss(
     all_energies: Tensor,
     divergence: str | FDivergence = DEFAULT,
     *,
+    reference: Tensor | None = None,
     mask: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """The loss with the log-partition from enumeration: softmax_f(g(x, ·); q) - g(x, y), q = 1/|Y|.
+    """The loss with the log-partition from enumeration: softmax_f(g(x, ·); q) - g(x, y).
 
-    For "kl" and "generalized-kl" it is the negative log-likelihood less log |Y|. It is
-    `joint_partition_loss` at the best τ with every configuration as a sample.
+    For "kl" and "generalized-kl" it is the negative log-likelihood plus log q(y), which without a reference
+    is -log |Y|. It is then `joint_partition_loss` at the best τ with every configuration as a sample.
 
     Args:
         energy: g(x, y) of the observations, shape (...).
         all_energies: the energies of every configuration, shape (..., |Y|).
         divergence: a name or an `FDivergence`.
+        reference: q, the probability of every configuration, positive, shape (|Y|,); None is uniform.
         mask: observations that count, the shape of energy.
         reduction: "mean", "sum" or "none".
 
@@ -135,7 +139,9 @@ def exact_partition_loss(
         g = torch.where(mask.bool(), g, 0.0)
         energies = torch.where(mask.bool().unsqueeze(-1), energies, 0.0)
     _check_numbers(g, "energy")
-    value = f_softmax(energies, divergence, reference=1 / energies.shape[-1])
+    _check_numbers(energies, "all_energies")
+    q = 1 / energies.shape[-1] if reference is None else reference
+    value = f_softmax(energies, divergence, reference=q)
     return reduce(value - g, reduction=reduction, mask=mask).to(energy.dtype)
 
 
@@ -147,17 +153,19 @@ def _conjugate(record: FDivergence, v: Tensor) -> Tensor:
     at = v.detach()
     value = record.conjugate(at)
     finite = torch.isfinite(value)
-    inside = torch.where(finite, at, 0.0)
+    smooth = finite & torch.isfinite(at)  # at -inf, an impossible configuration, f* is flat
+    inside = torch.where(smooth, at, 0.0)
     first, second = record.conjugate_derivative(inside), record.conjugate_second_derivative(inside)
-    step = v - at  # zero, but for its derivative
+    step = torch.where(smooth, v, 0.0) - inside  # zero, but for its derivative
     # Where f* is infinite v is positive, and the derivative is infinite as well.
     beyond = torch.where(finite, 1.0, v) * math.inf
     return torch.where(finite, value + step * (first + 0.5 * step * second), beyond)
 
 
 def _check_rows_of(energy: Tensor, energies: Tensor, name: str) -> None:
-    if not energy.is_floating_point():
-        raise InputError(f"energy must be a floating-point tensor, received {energy.dtype}")
+    if not isinstance(energy, Tensor) or not energy.is_floating_point():
+        received = energy.dtype if isinstance(energy, Tensor) else type(energy).__name__
+        raise InputError(f"energy must be a floating-point tensor, received {received}")
     if energies.shape[:-1] != energy.shape:
         raise InputError(
             f"{name} must have the shape of energy and one more axis, {(*energy.shape, '*')}, received "
@@ -165,7 +173,8 @@ def _check_rows_of(energy: Tensor, energies: Tensor, name: str) -> None:
         )
 
 
-def _check_numbers(values: Tensor, name: str) -> None:
-    if not holds(~torch.isnan(values)):
-        where = tuple(torch.nonzero(torch.isnan(values))[0].tolist())
-        raise InputError(f"{name} of shape {tuple(values.shape)} holds nan at {where}")
+def _check_numbers(values: Tensor, name: str, *, finite: bool = False) -> None:
+    bad = ~torch.isfinite(values) if finite else torch.isnan(values)
+    if not holds(~bad):
+        where = tuple(torch.nonzero(bad)[0].tolist())
+        raise InputError(f"{name} of shape {tuple(values.shape)} holds {float(values[where])} at {where}")

@@ -10,6 +10,7 @@ Without one they are made from what scikit-learn ships, so that an experiment ru
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ Array = NDArray[np.float64]
 
 GENERATED = ("generated-6", "generated-12")
 SHIPPED = ("iris", "wine", "digits")
+_CELL = re.compile(r"(?:^|(?<=,))(?:\s*(?:'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\")\s*(?=,|$)|[^,]*)")
 _ATTRIBUTE = re.compile(r"@attribute\s+('(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|\S+)\s+(.+)", re.IGNORECASE)
 
 
@@ -75,7 +77,10 @@ def _mulan(folder: Path, name: str) -> Split:
         found = [str(node.get("name")) for node in ElementTree.fromstring(listed).iter() if node.get("name")]
     except ElementTree.ParseError as error:
         raise InputError(f"{folder / name}.xml is not XML: {error}") from None
+    if not found:
+        raise InputError(f"{folder / name}.xml lists no labels")
     parts: list[Array] = []
+    features: list[list[str]] = []
     for part in ("train", "test"):
         table, columns = _arff(folder / f"{name}-{part}.arff")
         missing = [label for label in found if label not in columns]
@@ -84,8 +89,16 @@ def _mulan(folder: Path, name: str) -> Split:
         is_label = np.array([column in found for column in columns])
         order = [columns.index(label) for label in found]
         parts += [table[:, ~is_label], table[:, order]]
-    if parts[0].shape[1] != parts[2].shape[1]:
-        raise InputError(f"{folder}: the training and test parts have different attributes")
+        for label, values in zip(found, parts[-1].T, strict=True):
+            if not np.isin(values, (0, 1)).all():
+                wrong = values[~np.isin(values, (0, 1))][0]
+                raise InputError(
+                    f"{folder / name}-{part}.arff: the label {label!r} must be 0 or 1, received {wrong:g}"
+                )
+        features.append([column for column in columns if column not in found])
+    if features[0] != features[1]:
+        differ = sorted(set(features[0]) ^ set(features[1])) or ["their order"]
+        raise InputError(f"{folder}: the training and test parts have different attributes: {differ[0]}")
     train_x, train_y, test_x, test_y = parts
     return Split(name, train_x, train_y, test_x, test_y, found)
 
@@ -111,22 +124,22 @@ def _arff(path: Path) -> tuple[Array, list[str]]:
             if match is None or not (nominal or kind.lower() in ("numeric", "real", "integer")):
                 raise InputError(f"{path}:{number} is not a numeric or nominal attribute: {line!r}")
             names.append(_unquoted(match[1]))
-            values.append([_unquoted(value.strip()) for value in kind[1:-1].split(",")] if nominal else None)
+            values.append(_cells(kind[1:-1]) if nominal else None)
     if not rows:
         raise InputError(f"{path} holds no rows of data after a line @data")
     return _one_hot(np.array(rows), names, values)
 
 
 def _row(line: str, names: list[str], values: list[list[str] | None], where: str) -> list[float]:
-    cells = [_unquoted(cell.strip()) for cell in line.split(",")]
+    cells = _cells(line)
     if len(cells) != len(names):
         raise InputError(f"{where} has {len(cells)} values for {len(names)} attributes: {line[:60]!r}")
     row = []
     for cell, name, nominal in zip(cells, names, values, strict=True):
         try:
-            row.append(float(cell) if nominal is None else float(nominal.index(cell)))
+            row.append(_finite(cell) if nominal is None else float(nominal.index(cell)))
         except ValueError:
-            allowed = "a number" if nominal is None else "one of " + ", ".join(nominal)
+            allowed = "a finite number" if nominal is None else "one of " + ", ".join(nominal)
             raise InputError(f"{where}: {name} must be {allowed}, received {cell!r}") from None
     return row
 
@@ -148,6 +161,18 @@ def _one_hot(table: Array, names: list[str], values: list[list[str] | None]) -> 
     return np.stack(columns, 1), found
 
 
+def _cells(line: str) -> list[str]:
+    """The values between the commas that are not in quotes."""
+    return [_unquoted(cell.strip()) for cell in _CELL.findall(line)]
+
+
+def _finite(cell: str) -> float:
+    value = float(cell)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
 def _unquoted(text: str) -> str:
     if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
         text = text[1:-1]
@@ -161,15 +186,17 @@ def _read_ranking(path: Path, name: str) -> Ranking:
     except (ValueError, IndexError):
         said = lines[0][:60] if lines else ""
         raise InputError(f"{path}:1 must hold the three numbers n,d,k, received {said!r}") from None
+    if n < 1 or d < 1 or k < 2:
+        raise InputError(f"{path}:1 must count at least 1 row, 1 feature and 2 labels, received {lines[0]!r}")
     if len(lines) != n + 1:
         raise InputError(f"{path} says that it has {n} rows, and has {len(lines) - 1}")
     table = np.empty((n, d + k))
     for number, line in enumerate(lines[1:], 2):
         cells = line.split(",")
         try:
-            row = [float(cell) for cell in cells]
+            row = [_finite(cell) for cell in cells]
         except ValueError:
-            raise InputError(f"{path}:{number} holds something that is no number: {line[:60]!r}") from None
+            raise InputError(f"{path}:{number} holds what is no finite number: {line[:60]!r}") from None
         if len(row) != d + k:
             raise InputError(f"{path}:{number} has {len(row)} values, not {d} features and {k} ranks")
         if sorted(row[d:]) != list(range(1, k + 1)):
@@ -209,8 +236,8 @@ def _ranked_classes(name: str) -> Ranking:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+        return path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError):
         raise InputError(
             f"there is no file {str(path)!r}; name the directory of the data with --data"
         ) from None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from fenchel.nn.energies import (
     ConfigurationSpace,
     Energy,
     JointEnergy,
+    OneHot,
     PairwiseEnergy,
     PartitionNetwork,
     Permutations,
@@ -40,7 +42,7 @@ Array = NDArray[Any]
 EXPONENTIAL = ("kl", "generalized-kl")
 FEW = 2**12  # configurations that are enumerated to train, to decode and for marginals
 RESTARTS = 8  # of the local search
-CELLS = 2**22  # energies that are computed together
+CELLS = 2**22  # energies that are computed together, or numbers that they are computed from
 RANK = 8  # of the features of bilinear energies
 DTYPE = torch.float64
 
@@ -114,19 +116,26 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _check_parameters(self) -> None:
         find(self.divergence)
-        for name, least in (("max_epochs", 1), ("batch_size", 1), ("n_iter_no_change", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, received {getattr(self, name)}")
-        if self.partition_epochs < 0:
-            raise InputError(f"partition_epochs must be at least 0, received {self.partition_epochs}")
-        if self.alpha < 0 or not self.learning_rate > 0:
+        if self.samples is not None and not _is_count(self.samples, 1):
             raise InputError(
-                f"alpha must be >= 0 and learning_rate > 0, received {self.alpha} and {self.learning_rate}"
+                "samples must be a whole number of at least 1, or None for the exact loss, received "
+                f"{self.samples!r}"
+            )
+        counts = {"max_epochs": 1, "partition_epochs": 0, "batch_size": 1, "n_iter_no_change": 1}
+        for name, least in counts.items():
+            if not _is_count(value := getattr(self, name), least):
+                raise InputError(f"{name} must be a whole number of at least {least}, received {value!r}")
+        for name in ("hidden_layer_sizes", "partition_layer_sizes"):
+            value = getattr(self, name)
+            if not isinstance(value, Sequence) or not all(_is_count(width, 1) for width in value):
+                raise InputError(f"{name} must be widths such as (64,), received {value!r}")
+        if not 0 <= self.alpha < math.inf or not 0 < self.learning_rate < math.inf:
+            raise InputError(
+                f"alpha must be >= 0 and learning_rate > 0, both finite, received {self.alpha} and "
+                f"{self.learning_rate}"
             )
         if self.early_stopping and not 0 < self.validation_fraction < 1:
             raise InputError(f"validation_fraction must be in (0, 1), received {self.validation_fraction}")
-        if self.samples is not None and self.samples < 1:
-            raise InputError(f"samples must be at least 1, or None for the exact loss, got {self.samples}")
 
     def _check_exact(self) -> None:
         if not self._is_small and self._independent is None:
@@ -137,7 +146,7 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
 
     @property
     def _is_small(self) -> bool:
-        return self.space_.log_size < math.log(FEW) + 1e-9
+        return isinstance(self.space_, OneHot) or self.space_.log_size < math.log(FEW) + 1e-9
 
     @property
     def _independent(self) -> UnaryEnergy | None:
@@ -146,13 +155,13 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
         return self.energy_ if closed and isinstance(self.energy_, UnaryEnergy) else None
 
     def _build(self, features: int, space: ConfigurationSpace) -> Energy:
-        if not isinstance(self.energy, str):
+        if callable(self.energy):
             return self.energy(features, space)
         known = RANKING_BUILDERS if isinstance(space, Permutations) else BUILDERS
         if self.energy not in known:
             raise InputError(
                 f"energy must be one of {', '.join(known)}, or a function of the number of features and the "
-                f"space, received {self.energy!r}{nearest(self.energy, known)}"
+                f"space, received {self.energy!r}{nearest(str(self.energy), known)}"
             )
         return known[self.energy](features, tuple(self.hidden_layer_sizes), space)
 
@@ -168,8 +177,10 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
             if self._independent is not None:
                 value = (self.space_.unary_log_partition(scores) - observed).mean()
             else:
-                every = self.space_.unary(self.space_.enumerate(dtype=DTYPE))
-                value = exact_partition_loss(observed, scores @ every.T, self.divergence)
+                every, q = self._everything()
+                value = exact_partition_loss(
+                    observed, scores @ self.space_.unary(every).T, self.divergence, reference=q
+                )
             return value + 0.5 * self.alpha * weight.square().sum()
 
         start = torch.zeros(m * d + m, dtype=DTYPE)
@@ -189,7 +200,8 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
                 f"early_stopping holds out {held} of {len(order)} samples, and none is left to train with"
             )
         validation, train = order[:held], order[held:]
-        penalised = [weight for weight in self.energy_.parameters() if weight.dim() > 1]
+        named = self.energy_.named_parameters()
+        penalised = [weight for name, weight in named if not name.endswith("bias")]
         parameters = [*self.energy_.parameters()]
         if self.partition_ is not None:
             parameters += self.partition_.parameters()
@@ -238,7 +250,8 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
         if self.partition_ is None:
             if self._independent is not None:
                 return (self._independent.log_partition(x) - observed).mean()
-            return exact_partition_loss(observed, self._all_energies(x), self.divergence)
+            every, q = self._everything()
+            return exact_partition_loss(observed, self.energy_(x, every[None]), self.divergence, reference=q)
         assert self.samples is not None
         drawn = self.space_.sample((len(x), self.samples), generator=generator, dtype=DTYPE)
         return joint_partition_loss(observed, self.energy_(x, drawn), self.partition_(x), self.divergence)
@@ -249,12 +262,20 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
 
     # -- Questions.
 
-    def _all_energies(self, x: Tensor) -> Tensor:
-        found: Tensor = self.energy_(x, self.space_.enumerate(dtype=DTYPE).unsqueeze(0))
+    def _everything(self) -> tuple[Tensor, Tensor]:
+        """All configurations, and their probabilities under the reference."""
+        every = self.space_.enumerate(dtype=DTYPE)  # refuses too many
+        return every, self.space_.log_reference(every).exp()
+
+    def _log_density(self, x: Tensor, y: Tensor) -> Tensor:
+        """log q(y) + g(x, y): what p(y|x) grows with."""
+        found: Tensor = self.energy_(x, y) + self.space_.log_reference(y)
         return found
 
     def _parts(self, X: Any, cells: int) -> Iterator[Tensor]:
         """Rows of X, dense, so many that each with so many energies they fit the memory."""
+        if isinstance(self.energy_, JointEnergy):  # which repeats the input for every configuration
+            cells *= X.shape[1] + self.space_.width
         for rows in torch.arange(X.shape[0]).split(max(1, CELLS // max(1, cells))):
             yield _dense(X, rows)
 
@@ -268,23 +289,23 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
         if independent is not None:
             shift = 1.0 if find(self.divergence).name == "kl" else 0.0
             return _array([independent.log_partition(x) - shift for x in self._parts(X, 1)])
-        size = len(self.space_.enumerate(dtype=DTYPE))  # refuses too many
+        every, q = self._everything()
         return _array(
             [
-                f_threshold(self._all_energies(x), self.divergence, reference=1 / size)
-                for x in self._parts(X, size)
+                f_threshold(self.energy_(x, every[None]), self.divergence, reference=q)
+                for x in self._parts(X, len(every))
             ]
         )
 
     def _decode(self, X: Any) -> Array:
-        """The configuration of highest energy for each row: exact, but for large spaces with couplings."""
+        """The most probable configuration for each row: exact, but for large spaces with couplings."""
         width = self.space_.width
         if isinstance(self.energy_, UnaryEnergy | AssignmentEnergy):
             found = [self.energy_.decode(x) for x in self._parts(X, width)]
         elif self._is_small:
             every = self.space_.enumerate(dtype=DTYPE)
             parts = self._parts(X, len(every))
-            found = [best_configuration(partial(self.energy_, x), every) for x in parts]
+            found = [best_configuration(partial(self._log_density, x), every) for x in parts]
         else:
             moves = width * (width - 1) // 2 + width
             found = [self._search(x) for x in self._parts(X, RESTARTS * moves)]
@@ -293,11 +314,13 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
     def _search(self, x: Tensor) -> Tensor:
         # Every row has the same starts, so that its answer does not depend on the rows beside it.
         generator = torch.Generator().manual_seed(self._seed)
-        start = self.space_.sample((1, RESTARTS), generator=generator, dtype=DTYPE).expand(len(x), -1, -1)
+        # From a reference near the data all would climb to the same few sets: they are uniform.
+        space = Subsets(self.space_.width) if isinstance(self.space_, Subsets) else self.space_
+        start = space.sample((1, RESTARTS), generator=generator, dtype=DTYPE).expand(len(x), -1, -1)
         if isinstance(self.energy_, PairwiseEnergy):
             alone = self.space_.unary_mode(self.energy_.network(x)).unsqueeze(1)
             start = torch.cat([alone, start], 1)
-        return local_search(partial(self.energy_, x), start, self.space_.neighbours)
+        return local_search(partial(self._log_density, x), start, self.space_.neighbours)
 
 
 class _Stopper:
@@ -315,7 +338,7 @@ class _Stopper:
         generator = torch.Generator().manual_seed(self.model._seed)
         loss = float(self.model._loss(self.x, self.y, generator))
         self.since += 1
-        if loss < self.best:
+        if loss < self.best or not self.kept:
             self.best, self.since = loss, 0
             self.kept = [copy.deepcopy(module.state_dict()) for module in self.modules]
         return self.since >= self.model.n_iter_no_change
@@ -323,6 +346,10 @@ class _Stopper:
     def restore(self) -> None:
         for module, weights in zip(self.modules, self.kept, strict=True):
             module.load_state_dict(weights)
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and int(value) >= least
 
 
 def _dense(X: Any, rows: Tensor | None = None) -> Tensor:

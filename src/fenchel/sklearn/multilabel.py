@@ -18,8 +18,9 @@ from fenchel.divergences import divergence as find
 from fenchel.errors import InputError
 from fenchel.nn.energies import ConfigurationSpace, Energy, OneHot, Subsets
 from fenchel.operators import f_softargmax
-from fenchel.sklearn._energy import DTYPE, EXPONENTIAL, Array, EnergyEstimator, _array
+from fenchel.sklearn._energy import EXPONENTIAL, Array, EnergyEstimator, _array
 
+REFERENCES = ("uniform", "frequencies")
 CHAINS, SWEEPS = 8, 50  # of the estimate of marginals where there are too many sets
 
 
@@ -30,8 +31,9 @@ class MultilabelEnergyClassifier(ClassifierMixin, EnergyEstimator):  # type: ign
     minimise E[τ(x) - g(x, y)] + E[exp(g(x, y') - τ(x))] - 1 over sets y' drawn uniformly, by AdamW on
     mini-batches. Scale the features first.
 
-    Sets drawn uniformly seldom resemble those of the data where labels are many and most of them absent: with
-    couplings of some twenty labels the energy may then rise without bound, which ends in an error.
+    Sets drawn uniformly seldom resemble those of the data where labels are many and most of them absent: the
+    energy then rises where no sample fell, and may end in an error. reference="frequencies" draws the labels
+    as often as they occur instead, and the model is p(y|x) ∝ q(y) exp g(x, y).
 
     A one-dimensional y gives an ordinary classifier: the configurations are then the single labels, of
     which exactly one holds, not the sets.
@@ -42,6 +44,9 @@ class MultilabelEnergyClassifier(ClassifierMixin, EnergyEstimator):  # type: ign
             of y), "joint" (a network of both), or a function of (number of features, space) that makes a
             `fenchel.nn.Energy`.
         divergence: of the loss; "generalized-kl" is the likelihood, "alpha:2" sparsemax's over the sets.
+        reference: q, that sets are drawn from: "uniform", or "frequencies", where each label is drawn by
+            itself as often as it occurs in y (its count plus one half, of n + 1). The latter is for sets of
+            labels and the likelihood ("kl", "generalized-kl").
         samples: K, sets drawn for each example and step; None for the exact loss, by enumeration (at most
             2^12 sets) or in closed form ("linear", "mlp"). With "linear" the exact loss is convex and is
             minimised by L-BFGS.
@@ -89,6 +94,7 @@ class MultilabelEnergyClassifier(ClassifierMixin, EnergyEstimator):  # type: ign
         energy: str | Callable[[int, ConfigurationSpace], Energy] = "pairwise",
         *,
         divergence: str = "generalized-kl",
+        reference: str = "uniform",
         samples: int | None = 10,
         hidden_layer_sizes: tuple[int, ...] = (64,),
         partition_layer_sizes: tuple[int, ...] = (64,),
@@ -106,6 +112,7 @@ class MultilabelEnergyClassifier(ClassifierMixin, EnergyEstimator):  # type: ign
     ) -> None:
         self.energy = energy
         self.divergence = divergence
+        self.reference = reference
         self.samples = samples
         self.hidden_layer_sizes = hidden_layer_sizes
         self.partition_layer_sizes = partition_layer_sizes
@@ -135,11 +142,15 @@ class MultilabelEnergyClassifier(ClassifierMixin, EnergyEstimator):  # type: ign
         y = y.toarray() if sparse.issparse(y) else y
         X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64, multi_output=True)
         check_classification_targets(y)
+        if self.reference not in REFERENCES:
+            raise InputError(f"reference must be one of {', '.join(REFERENCES)}, received {self.reference!r}")
         self._multilabel = type_of_target(y) == "multilabel-indicator"
         if self._multilabel:
             self.classes_ = np.arange(y.shape[1])
-            self._train(X, y, Subsets(y.shape[1]))
+            self._train(X, y, self._subsets(y))
             return self
+        if self.reference != "uniform":
+            raise InputError(f"reference={self.reference!r} is for sets of labels, and y has one dimension")
         if y.ndim == 2 and y.shape[1] > 1:
             raise InputError(f"y must hold 0 and 1, one column a label, received the row {y[0].tolist()}")
         self.classes_, indices = np.unique(column_or_1d(y, warn=True), return_inverse=True)
@@ -148,8 +159,19 @@ class MultilabelEnergyClassifier(ClassifierMixin, EnergyEstimator):  # type: ign
         self._train(X, np.eye(len(self.classes_))[indices], OneHot(len(self.classes_)))
         return self
 
+    def _subsets(self, y: Array) -> Subsets:
+        if self.reference == "uniform":
+            return Subsets(y.shape[1])
+        if find(self.divergence).name not in EXPONENTIAL:
+            raise InputError(
+                f"reference={self.reference!r} needs a divergence of {', '.join(EXPONENTIAL)}, received "
+                f"{self.divergence!r}"
+            )
+        frequencies = ((y != 0).sum(0) + 0.5) / (len(y) + 1)
+        return Subsets(y.shape[1], tuple(frequencies.tolist()))
+
     def predict(self, X: Any) -> Array:
-        """The set of highest energy, (n, m) of 0 and 1; for a one-dimensional y the label, (n,).
+        """The most probable set, (n, m) of 0 and 1; for a one-dimensional y the label, (n,).
 
         Exact for "linear" and "mlp" and for at most 2^12 sets, else by local search from several starts.
         """
@@ -163,23 +185,23 @@ class MultilabelEnergyClassifier(ClassifierMixin, EnergyEstimator):  # type: ign
         """
         X = self._checked(X)
         if self._is_small:
-            every = self.space_.enumerate(dtype=DTYPE)
-            q = 1 / len(every)
+            every, q = self._everything()
             return _array(
                 [
-                    f_softargmax(self._all_energies(x), self.divergence, reference=q) @ every
+                    f_softargmax(self.energy_(x, every[None]), self.divergence, reference=q) @ every
                     for x in self._parts(X, len(every))
                 ]
             )
         independent = self._independent
         if independent is not None:
-            return _array([torch.sigmoid(independent.network(x)) for x in self._parts(X, 1)])
+            assert isinstance(self.space_, Subsets)
+            return _array([self.space_.marginals(independent.network(x)) for x in self._parts(X, 1)])
         return _array([self._gibbs(x) for x in self._parts(X, 2 * CHAINS * self.space_.width)])
 
     def log_partition(self, X: Any) -> Array:
         """τ(x), (n,), as learned; with samples=None the exact one.
 
-        For "generalized-kl" it is log E_q exp g(x, y) with q uniform, and log Σ_y exp g is τ + log |Y|.
+        For "generalized-kl" it is log E_q exp g(x, y), and with q uniform log Σ_y exp g is τ + log |Y|.
         """
         return self._log_partition(self._checked(X))
 
@@ -211,10 +233,9 @@ class MultilabelEnergyClassifier(ClassifierMixin, EnergyEstimator):  # type: ign
         tau = None if self.partition_ is None else self.partition_(x).unsqueeze(-1)
 
         def log_density(y: Tensor) -> Tensor:
-            energies: Tensor = self.energy_(x, y)
             if record.name in EXPONENTIAL or tau is None:
-                return energies
-            return record.conjugate_derivative(energies - tau).log()
+                return self._log_density(x, y)
+            return record.conjugate_derivative(self.energy_(x, y) - tau).log()  # q is uniform
 
         start = self._search(x).unsqueeze(1).expand(-1, CHAINS, -1)
         generator = torch.Generator().manual_seed(self._seed)

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fenchel import f_threshold
 from fenchel.errors import InputError
@@ -193,11 +194,24 @@ def test_it_starts_at_the_exact_value(name: str, hidden: tuple[int, ...]) -> Non
     torch.testing.assert_close(pickle.loads(pickle.dumps(network))(x), network(x))
 
 
+@pytest.mark.parametrize("space", [Subsets(3), Permutations(3)], ids=repr)
+def test_what_inference_mode_or_a_fake_tensor_saw_is_not_kept(space: Subsets | Permutations) -> None:
+    with torch.inference_mode():
+        space.pairs(torch.ones(1, 3)), space.neighbours(torch.ones(1, 3))
+    y = torch.ones(1, 3, requires_grad=True)
+    (space.pairs(y).sum() + space.neighbours(y).sum()).backward()
+    with FakeTensorMode():
+        space.pairs(torch.ones(1, 3)), space.neighbours(torch.ones(1, 3))
+    assert space.pairs(torch.ones(1, 3)).shape == (1, 3)
+
+
 def test_what_is_refused() -> None:
     energy = UnaryEnergy(nn.Linear(D, 4), Subsets(4))
     for shape in ((5, 3), (5, 2, 2, 4), (4,)):
         with pytest.raises(InputError, match=r"must have shape \(5, 4\) or \(5, 'K', 4\), received"):
             energy(torch.zeros(5, D), torch.zeros(shape))
+    with pytest.raises(InputError, match=r"needs Permutations, received Subsets\(width=4\)"):
+        AssignmentEnergy(nn.Linear(D, 16), Subsets(4))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="couplings need a rank above 0"):
         PairwiseEnergy(nn.Linear(D, 4), Subsets(4), rank=2)
     assert math.isfinite(energy(torch.zeros(5, D), torch.zeros(5, 4)).sum().item())

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -41,22 +40,26 @@ class ConfigurationSpace(ABC):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Independent uniform configurations, (*shape, width)."""
+        """Independent configurations from the reference q, (*shape, width)."""
+
+    def log_reference(self, y: Tensor) -> Tensor:
+        """log q(y), (...): the configurations are equally probable unless a space says otherwise."""
+        return y.new_full(y.shape[:-1], -self.log_size)
 
     @abstractmethod
     def unary(self, y: Tensor) -> Tensor:
-        """What the scores of single labels are multiplied with, (..., width); of mean 0 over Y."""
+        """What the scores of single labels are multiplied with, (..., width); of mean 0 under q."""
 
     @abstractmethod
     def pairs(self, y: Tensor) -> Tensor:
-        """One feature for each pair i < j, (..., width (width - 1) / 2), of mean 0 over Y."""
+        """One feature for each pair i < j, (..., width (width - 1) / 2), of mean 0 under q."""
 
     @abstractmethod
     def unary_mode(self, scores: Tensor) -> Tensor:
-        """argmax_y <scores, unary(y)>, (..., width); at ties, one of them."""
+        """argmax_y q(y) exp <scores, unary(y)>, (..., width); at ties, one of them."""
 
     def unary_log_partition(self, scores: Tensor) -> Tensor:
-        """log E_y exp <scores, unary(y)>, (...), for the spaces that have it in closed form."""
+        """log E_q exp <scores, unary(y)>, (...), for the spaces that have it in closed form."""
         raise InputError(f"{self!r} has no closed form of the log-partition; enumerate it, or learn it")
 
     @abstractmethod
@@ -100,13 +103,16 @@ class ConfigurationSpace(ABC):
 
 @dataclass(frozen=True)
 class Subsets(ConfigurationSpace):
-    """The subsets of a set of labels, as indicators y in {0, 1}^m; uniform means Bernoulli(1/2) for each.
+    """The subsets of a set of labels, as indicators y in {0, 1}^m, with a reference q = ∏ Bernoulli(π_i).
 
     Args:
         width: the number of labels m.
+        reference: π, the probability of each label under q, m numbers in (0, 1); None is 1/2 for each, so
+            that q is uniform. Where labels are many and rare, their frequencies bring the samples near the
+            data.
 
     Raises:
-        InputError: there are no labels.
+        InputError: there are no labels, or π does not fit.
 
     Example:
         >>> space = Subsets(2)
@@ -114,15 +120,26 @@ class Subsets(ConfigurationSpace):
         [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
         >>> space.neighbours(space.enumerate()[3]).tolist()
         [[0.0, 1.0], [1.0, 0.0]]
+        >>> rare = Subsets(2, reference=(0.1, 0.2))
+        >>> round(rare.log_reference(rare.enumerate()[0]).exp().item(), 4)  # 0.9 · 0.8
+        0.72
 
     Reference:
         Sander, Roulet, Liu and Blondel, 2025, arXiv 2501.18528 (multilabel classification).
     """
 
     width: int
+    reference: tuple[float, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _check_width(self.width, 1)
+        if self.reference is None:
+            return
+        object.__setattr__(self, "reference", tuple(map(float, self.reference)))
+        if len(self.reference) != self.width or not all(0 < p < 1 for p in self.reference):
+            raise InputError(
+                f"reference must be {self.width} probabilities inside of (0, 1), received {self.reference}"
+            )
 
     @property
     def log_size(self) -> float:
@@ -137,25 +154,40 @@ class Subsets(ConfigurationSpace):
         device: torch.device | str | None = None,
     ) -> Tensor:
         size = (*shape, self.width)
-        return torch.randint(0, 2, size, generator=generator, device=device).to(dtype)
+        if self.reference is None:
+            return torch.randint(0, 2, size, generator=generator, device=device).to(dtype)
+        draws = torch.rand(size, generator=generator, device=device)
+        return (draws < self._probabilities(draws)).to(dtype)
+
+    def log_reference(self, y: Tensor) -> Tensor:
+        p = self._probabilities(y)
+        return torch.where(y > 0.5, p.log(), torch.log1p(-p)).sum(-1)
 
     def unary(self, y: Tensor) -> Tensor:
-        """y - 1/2, so that the scores are the logits of independent labels."""
-        return y - 0.5
+        """y - π. With π = 1/2 the scores are the logits of independent labels."""
+        return y - self._probabilities(y)
 
     def unary_log_partition(self, scores: Tensor) -> Tensor:
-        """log E_y exp <scores, unary(y)> = Σ log cosh(scores / 2), for labels that are independent."""
-        size = scores.abs()
-        return (size / 2 + F.softplus(-size) - math.log(2)).sum(-1)
+        """log E_q exp <scores, unary(y)> = Σ log(π e^((1-π) s) + (1-π) e^(-π s)), for independent labels."""
+        p = self._probabilities(scores)
+        return torch.logaddexp(p.log() + (1 - p) * scores, torch.log1p(-p) - p * scores).sum(-1)
 
     def pairs(self, y: Tensor) -> Tensor:
-        """±1: whether both are in or both out."""
+        """4 (y_i - π_i) (y_j - π_j): with π = 1/2, 1 if both are in or both out, else -1."""
         i, j = _pairs(self.width, y.device)
-        spins = 2 * y - 1
+        spins = 2 * self.unary(y)
         return spins[..., i] * spins[..., j]
 
+    def marginals(self, scores: Tensor) -> Tensor:
+        """P(y_i = 1) under q(y) exp <scores, unary(y)>, of independent labels: sigmoid(scores + logit π)."""
+        return torch.sigmoid(scores + self._probabilities(scores).logit())
+
     def unary_mode(self, scores: Tensor) -> Tensor:
-        return (scores > 0).to(scores.dtype)
+        return (scores + self._probabilities(scores).logit() > 0).to(scores.dtype)
+
+    def _probabilities(self, like: Tensor) -> Tensor:
+        dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+        return torch.tensor(self.reference or (0.5,) * self.width, dtype=dtype, device=like.device)
 
     def neighbours(self, y: Tensor) -> Tensor:
         flip = torch.eye(self.width, dtype=torch.bool, device=y.device)
@@ -299,7 +331,7 @@ class Permutations(ConfigurationSpace):
         return (order.argsort(-1) + 1).to(scores.dtype)
 
     def neighbours(self, y: Tensor) -> Tensor:
-        return y[..., _swaps(self.width).to(y.device)]
+        return y[..., _swaps(self.width, y.device)]
 
     def _list(self) -> Tensor:
         found = torch.ones(1, 1, dtype=torch.long)
@@ -317,25 +349,19 @@ class Permutations(ConfigurationSpace):
 
 
 def _check_width(width: int, least: int) -> None:
-    if width < least:
-        raise InputError(f"width must be at least {least}, received {width}")
-
-
-@cache
-def _pair_table(width: int) -> Tensor:
-    return torch.triu_indices(width, width, 1)
+    if not isinstance(width, int) or width < least:
+        raise InputError(f"width must be a whole number of at least {least}, received {width!r}")
 
 
 def _pairs(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    i, j = _pair_table(width).to(device)
+    i, j = torch.triu_indices(width, width, 1, device=device)
     return i, j
 
 
-@cache
-def _swaps(width: int) -> Tensor:
+def _swaps(width: int, device: torch.device) -> Tensor:
     """For each pair of items the identity with the two exchanged, (pairs, width)."""
-    i, j = torch.triu_indices(width, width, 1)
-    moves = torch.arange(width).repeat(len(i), 1)
-    row = torch.arange(len(i))
+    i, j = _pairs(width, device)
+    moves = torch.arange(width, device=device).repeat(len(i), 1)
+    row = torch.arange(len(i), device=device)
     moves[row, i], moves[row, j] = j, i
     return moves

@@ -69,8 +69,9 @@ class Energy(nn.Module, ABC):
 class UnaryEnergy(Energy):
     """g(x, y) = <h(x), u(y)>: a score for each label, or for each item of a ranking.
 
-    u(y) is y - 1/2 for subsets, so that h(x) are the logits of independent labels; for permutations the
-    positions from 1 (first) to -1 (last), so that the most probable ranking sorts h(x).
+    u(y) is y - 1/2 for subsets, so that h(x) are the logits of independent labels (y - π with a reference π,
+    and h(x) is added to its logits); for permutations the positions from 1 (first) to -1 (last), so that the
+    most probable ranking sorts h(x).
 
     Args:
         network: h, a module from (..., d) to (..., m): `torch.nn.Linear` for the linear energy.
@@ -97,7 +98,7 @@ class UnaryEnergy(Energy):
         return _products(self.network(x), self.space.unary(y))
 
     def decode(self, x: Tensor) -> Tensor:
-        """The configuration of highest energy, exactly, (..., m)."""
+        """argmax_y q(y) e^g(x, y), exactly, (..., m): with q uniform, the configuration of highest energy."""
         return self.space.unary_mode(self.network(x))
 
     def log_partition(self, x: Tensor) -> Tensor:
@@ -113,8 +114,9 @@ class PairwiseEnergy(Energy):
     """g(x, y) = <h(x), u(y)> + <J + B c(x), w(y)>: scores of labels, and couplings of pairs of them.
 
     w(y) has one entry for each pair i < j: for subsets 1 where both labels are in or both out and -1
-    otherwise, for permutations 1 where i comes before j and -1 otherwise. The couplings J do not depend
-    on the input; a network c adds some of low rank that do. Both begin at zero.
+    otherwise (4 (y_i - π_i) (y_j - π_j) with a reference π), for permutations 1 where i comes before j and -1
+    otherwise. The couplings J do not depend on the input; a network c adds some of low rank that do. Both
+    begin at zero.
 
     Args:
         network: h, a module from (..., d) to (..., m).
@@ -230,6 +232,9 @@ class AssignmentEnergy(Energy):
         network: a module from (..., d) to (..., k²), Θ flat: rows are items, columns positions.
         space: the permutations.
 
+    Raises:
+        InputError: the space is another.
+
     Example:
         >>> import torch
         >>> from fenchel.nn import Permutations
@@ -247,6 +252,8 @@ class AssignmentEnergy(Energy):
     space: Permutations
 
     def __init__(self, network: nn.Module, space: Permutations) -> None:
+        if not isinstance(space, Permutations):
+            raise InputError(f"an AssignmentEnergy needs Permutations, received {space!r}")
         super().__init__(space)
         self.network = network
 

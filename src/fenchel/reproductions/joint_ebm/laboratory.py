@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
 from fenchel.reproductions import tabular
-from fenchel.reproductions.joint_ebm.recipe import ENERGIES, EXACT, RANKING_ENERGIES, SPARSEMAX, Recipe
+from fenchel.reproductions.joint_ebm.recipe import (
+    ENERGIES,
+    EXACT,
+    FREQUENCIES,
+    RANKING_ENERGIES,
+    SPARSEMAX,
+    Recipe,
+)
 from fenchel.reproductions.processes import each
 from fenchel.reproductions.units import FIGURES, Tell, seeds_of
 from fenchel.reproductions.workspace import Workspace
@@ -129,6 +136,8 @@ def _sets(recipe: Recipe, table: int, seed: int) -> dict[str, Any]:
         longer = epochs(recipe.partition_steps, len(train_x), recipe.batch)
         model = fit("pairwise", most, partition_epochs=longer)
         found["longer"] = {"train": errors(model, train_x), "test": errors(model, test_x)}
+    else:
+        found[FREQUENCIES] = scores(fit("pairwise", most, reference="frequencies"))
     found["nothing"] = set_scores(split.test_y, commonest(split.train_y, len(test_x)))
     return found
 

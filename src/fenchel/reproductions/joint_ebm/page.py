@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from fenchel.reproductions.claims import Verdict
-from fenchel.reproductions.joint_ebm.recipe import ENERGIES, EXACT, RANKING_ENERGIES, SPARSEMAX, Recipe
+from fenchel.reproductions.joint_ebm.recipe import (
+    ENERGIES,
+    EXACT,
+    FREQUENCIES,
+    RANKING_ENERGIES,
+    SPARSEMAX,
+    Recipe,
+)
 
 Values = dict[str, list[float | None]]  # by column, one for each seed
 
@@ -76,6 +83,7 @@ def _rows(tables: list[Any], rankings: list[Any], seeds: int) -> list[dict[str, 
         ("pairwise, exact likelihood", True, sets(EXACT)),
         *((f"pairwise, {k} sample{'s' * (k != '1')}", False, sets("samples", k)) for k in samples),
         (f"pairwise, {SPARSEMAX}", False, sets(SPARSEMAX)),
+        (f"pairwise, reference of {FREQUENCIES}", False, sets(FREQUENCIES)),
     ]
     for energy in dict.fromkeys((*ENERGIES, *RANKING_ENERGIES)):
         if energy != "pairwise":
