@@ -42,11 +42,12 @@ OPERATIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "isotonic_gradient": ("eager",),
         "isotonic_tangent": ("eager",),
         "dykstra": ("eager",),
+        "sinkhorn": ("cpu", "eager"),
     }
 )
 """The operations, and who implements them."""
 
-OF_NO_DIVERGENCE = frozenset({"isotonic", "isotonic_gradient", "isotonic_tangent", "dykstra"})
+OF_NO_DIVERGENCE = frozenset({"isotonic", "isotonic_gradient", "isotonic_tangent", "dykstra", "sinkhorn"})
 """The operations that no record belongs to."""
 
 

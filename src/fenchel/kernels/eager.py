@@ -18,6 +18,7 @@ from fenchel.kernels.isotonic import dykstra as dykstra
 from fenchel.kernels.isotonic import isotonic as isotonic
 from fenchel.kernels.isotonic import isotonic_gradient as isotonic_gradient
 from fenchel.kernels.isotonic import isotonic_tangent as isotonic_tangent
+from fenchel.kernels.sinkhorn import sinkhorn as sinkhorn
 
 Optional = Tensor | None
 

@@ -15,15 +15,17 @@ from fenchel.divergences.solution import with_constant
 from fenchel.errors import BadScores
 from fenchel.kernels import eager
 from fenchel.kernels.cache import once
-from fenchel.kernels.cpu import source
+from fenchel.kernels.cpu import pool, source
+from fenchel.kernels.cpu import sinkhorn as scaling
 from fenchel.kernels.cpu.build import CannotCompile, library
-from fenchel.kernels.cpu.pool import DTYPES, compiled
+from fenchel.kernels.cpu.pool import DTYPES
 from fenchel.kernels.cpu.pool import isotonic as isotonic
+from fenchel.kernels.cpu.sinkhorn import sinkhorn as sinkhorn
 from fenchel.kernels.expression import NotTraceable
 from fenchel.kernels.rows import as_rows, copy_back, writable
 
 _WORTH = 2**16  # elements from which "auto" compiles a record: below, plain PyTorch takes a millisecond
-_WORTH_ISOTONIC = 2**10  # one compilation serves all, and plain PyTorch takes many small steps
+_WORTH_WITHOUT_RECORD = 2**10  # one compilation serves all, and plain PyTorch takes many small steps
 
 
 class _Batch(ctypes.Structure):
@@ -51,7 +53,7 @@ def refusal(op: str, record: FDivergence | None, tensors: Sequence[Tensor], *, a
         if not is_plain(tensor):
             return "a tensor has no memory of its own (a subclass, a trace or a transformation)"
     size = tensors[0].numel()
-    if auto and size < (_WORTH if record else _WORTH_ISOTONIC):
+    if auto and size < (_WORTH if record else _WORTH_WITHOUT_RECORD):
         return f"{size} elements are too few to be worth a compilation"
     if size and tensors[0].shape[-1] >= 2**31:
         return "rows must be shorter than 2^31"
@@ -59,7 +61,7 @@ def refusal(op: str, record: FDivergence | None, tensors: Sequence[Tensor], *, a
         if record:
             _library(record, op.endswith("distillation"))
         else:
-            compiled()
+            (scaling if op == "sinkhorn" else pool).compiled()
     except (NotTraceable, CannotCompile) as error:
         return str(error)
     return None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fenchel.checks import looked
+from fenchel.kernels.dispatch import implementation
 from fenchel.operators.transport.implicit import Potentials, centred, envelope, residual, solve
 from fenchel.operators.transport.problem import Problem, Transport, prepare, zeros_out
 
@@ -70,8 +71,8 @@ def entropic_transport(
     log_a, log_b = (torch.where(x > 0, x, 1.0).log() for x in (problem.a, problem.b))
     log_mass = (0.5 * (problem.a.sum(-1) + problem.b.sum(-1))).log().unsqueeze(-1)
     # The masses are constants of the scaled problem; its marginals carry their derivatives.
-    masses = log_a.unsqueeze(-1) + log_b.unsqueeze(-2) - log_mass.unsqueeze(-1)
-    scaled = zeros_out(problem.cost / regularization - masses.detach(), problem.a, problem.b)
+    rows, columns = log_a.detach().unsqueeze(-1), (log_b - log_mass).detach().unsqueeze(-2)
+    scaled = zeros_out(problem.cost / regularization - rows - columns, problem.a, problem.b)
     link = Scaling(iterations, tolerance)
     found = solve(Problem(scaled, problem.a, problem.b), link)
     plan = link.plan(found.slack(scaled))
@@ -120,17 +121,15 @@ class Scaling:
         largest = 20.0 if a.dtype == torch.float32 else 200.0
         done = 0
         while True:
-            kernel = (row.unsqueeze(-1) + column.unsqueeze(-2) - cost).exp()
-            s, t = torch.ones_like(a), torch.ones_like(b)
-            reached = _product(spare[0], kernel, t)
+            # In place, since new memory costs more here than what is computed with it.
+            kernel = torch.sub(row.unsqueeze(-1), cost).add_(column.unsqueeze(-2)).exp_()
+            run = implementation("sinkhorn", None, kernel)
+            s, t, reached = run(kernel, wanted, other, *spare, torch.ones_like(b), 0)
             while True:
                 if done >= self.iterations or bool(((s * reached - wanted).abs() <= allowed).all()):
                     return Potentials(row, column, s.log(), t.log())
                 last, updates = (s, t), min(_CHUNK, self.iterations - done)
-                for _ in range(updates):
-                    s = wanted / reached
-                    t = other / _product(spare[1], kernel.mT, s)
-                    reached = _product(spare[0], kernel, t)
+                s, t, reached = run(kernel, wanted, other, *spare, t, updates)
                 if not _within(largest, s, t):
                     break
                 done += updates
@@ -147,15 +146,6 @@ def _log_update(cost: Tensor, log_a: Tensor, log_b: Tensor, column: Tensor) -> t
 
 def _finite(x: Tensor) -> Tensor:
     return torch.where(x.isfinite(), x, 0.0)
-
-
-def _product(start: Tensor, matrix: Tensor, vector: Tensor) -> Tensor:
-    """start + matrix vector."""
-    if matrix.dim() == 2:
-        return torch.addmv(start, matrix, vector)
-    if matrix.dim() == 3:
-        return torch.baddbmm(start.unsqueeze(-1), matrix, vector.unsqueeze(-1)).squeeze(-1)
-    return start + (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def _within(largest: float, *scalings: Tensor) -> bool:

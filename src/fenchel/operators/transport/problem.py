@@ -116,7 +116,9 @@ def _marginal(x: Tensor | None, size: int, name: str, cost: Tensor) -> Tensor:
 def _check_values(problem: Problem) -> None:
     """Raise InputError where no plan exists, as far as looking is free and the reason is in one line."""
     cost, a, b = (x.detach() for x in problem)
-    if not holds(cost > -torch.inf):  # NaN fails too
+    # One pass, and NaN shows in both.
+    finite = cost.numel() and looked(torch.stack(cost.aminmax()).isfinite())
+    if not finite and not holds(cost > -torch.inf):  # NaN fails too
         bad = cost[~(cost > -torch.inf)]
         raise InputError(
             f"cost of shape {tuple(cost.shape)} holds {float(bad[0])}; it must be a number, or +inf"
@@ -135,7 +137,7 @@ def _check_values(problem: Problem) -> None:
             f"the marginals must have the same mass, received a with sum {float(ours[i]):.10g} and b with "
             f"sum {float(theirs[i]):.10g}; divide each by its sum, in {cost.dtype}"
         )
-    if holds(cost < torch.inf):
+    if finite or holds(cost < torch.inf):
         return
     allowed = cost < torch.inf
     for name, x, y, axis in (("row", a, b.unsqueeze(-2), -1), ("column", b, a.unsqueeze(-1), -2)):
