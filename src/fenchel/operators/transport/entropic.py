@@ -13,7 +13,7 @@ from fenchel.kernels.dispatch import implementation
 from fenchel.operators.transport.implicit import Potentials, centred, envelope, residual, solve
 from fenchel.operators.transport.problem import Problem, Transport, prepare, zeros_out
 
-_CHUNK = 10  # updates between two looks at the marginals
+_CHUNK = 20  # updates between two looks at the marginals
 
 
 def entropic_transport(
@@ -151,7 +151,11 @@ def _finite(x: Tensor) -> Tensor:
 def _within(largest: float, *scalings: Tensor) -> bool:
     """Whether all of them are between exp(-largest) and exp(largest); NaN is not."""
     low, high = math.exp(-largest), math.exp(largest)
-    return all(bool(((x > low) & (x < high)).all()) for x in scalings)
+    for x in scalings:
+        least, most = x.aminmax() if x.numel() else (x.new_ones(()), x.new_ones(()))
+        if not (low < float(least) and float(most) < high):
+            return False
+    return True
 
 
 def _complete(f: Tensor, g: Tensor, problem: Problem, log_share: Tensor, regularization: float) -> Tensor:
