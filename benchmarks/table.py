@@ -160,7 +160,8 @@ def table(head: Row | tuple[str, ...], rows: list[tuple[str, ...]], benchmark: s
     last = newest(benchmark)[-1]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    made = f"{last['figures']['threads']} threads, torch {last['torch']}, commit {last['commit'][:7]}"
+    kind = last["figures"].get("dtype", "float32")
+    made = f"{kind}, {last['figures']['threads']} threads, torch {last['torch']}, commit {last['commit'][:7]}"
     note = f"{made}; medians of turns in one process."
     return "\n".join([*lines, "", note])
 
