@@ -318,3 +318,19 @@ def test_an_ignored_row_may_hold_anything(impl: str, rubbish: float) -> None:
         expected = fenchel_young_loss(logits[keep], target[keep], "js", label_smoothing=smoothing)
         torch.testing.assert_close(loss, expected)
         assert (grad[3] == 0).all() and torch.isfinite(grad).all()
+
+
+def test_reduce_counts_what_is_unmasked() -> None:
+    values = torch.tensor([1.0, math.nan, 4.0], requires_grad=True)
+    mask, weight = torch.tensor([True, False, True]), torch.tensor([3.0, 5.0, 1.0])
+    for options, expected in (
+        ({"reduction": "sum"}, 5.0),
+        ({}, 2.5),
+        ({"weight": weight}, 5.0 / 4.0),
+        ({"count": 10}, 0.5),
+        ({"mask": torch.zeros(3, dtype=torch.bool)}, 0.0),
+    ):
+        found = fenchel.reduce(values, **{"mask": mask, **options})
+        assert found.item() == expected
+        (gradient,) = torch.autograd.grad(found, values)
+        assert torch.isfinite(gradient).all() and gradient[1] == 0

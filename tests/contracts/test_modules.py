@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 import fenchel
 from fenchel import InputError
-from fenchel.nn.energies import mlp
+from fenchel.nn.energies import ConfigurationSpace, mlp
 
 SETS, ORDERS = fenchel.Subsets(4), fenchel.Permutations(4)
 
 
-def configurations(space: fenchel.nn.ConfigurationSpace) -> Tensor:
+def configurations(space: ConfigurationSpace) -> Tensor:
     return space.sample((3,), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
