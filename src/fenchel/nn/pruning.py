@@ -83,7 +83,7 @@ def prune_magnitude(
     *,
     regularization: float = 0.1,
     p: float = 4 / 3,
-    where: Callable[[str, Tensor], bool] = lambda name, weight: weight.dim() > 1,
+    where: Callable[[str, Tensor], bool] | None = None,
 ) -> list[MagnitudePruning]:
     """Put `MagnitudePruning` on the weights of a module, each with its own share of zeros.
 
@@ -124,7 +124,7 @@ def prune_magnitude(
     for path, owner in module.named_modules():
         for name, weight in owner.named_parameters(recurse=False):
             full = f"{path}.{name}" if path else name
-            if where(full, weight):
+            if weight.dim() > 1 if where is None else where(full, weight):
                 chosen.append((full, owner, name, weight))
     if not chosen:
         raise InputError(f"{type(module).__name__} has no weight to prune, as `where` has it")
