@@ -33,7 +33,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"losses"}),
     frozenset({"operators"}),
     frozenset({"kernels"}),
-    frozenset({"divergences"}),
+    frozenset({"divergences", "thresholds"}),
     frozenset({"errors", "checks", "files"}),
 )
 LEVEL = {package: level for level, layer in enumerate(LAYERS) for package in layer}

@@ -43,11 +43,23 @@ OPERATIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "isotonic_tangent": ("eager",),
         "dykstra": ("eager",),
         "sinkhorn": ("cpu", "eager"),
+        "topk_mask": ("cpu", "eager"),
+        "topk_magnitude": ("cpu", "eager"),
     }
 )
 """The operations, and who implements them."""
 
-OF_NO_DIVERGENCE = frozenset({"isotonic", "isotonic_gradient", "isotonic_tangent", "dykstra", "sinkhorn"})
+OF_NO_DIVERGENCE = frozenset(
+    {
+        "isotonic",
+        "isotonic_gradient",
+        "isotonic_tangent",
+        "dykstra",
+        "sinkhorn",
+        "topk_mask",
+        "topk_magnitude",
+    }
+)
 """The operations that no record belongs to."""
 
 

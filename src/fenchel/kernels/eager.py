@@ -19,6 +19,8 @@ from fenchel.kernels.isotonic import isotonic as isotonic
 from fenchel.kernels.isotonic import isotonic_gradient as isotonic_gradient
 from fenchel.kernels.isotonic import isotonic_tangent as isotonic_tangent
 from fenchel.kernels.sinkhorn import sinkhorn as sinkhorn
+from fenchel.kernels.topk import topk_magnitude as topk_magnitude
+from fenchel.kernels.topk import topk_mask as topk_mask
 
 Optional = Tensor | None
 

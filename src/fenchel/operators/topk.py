@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fenchel.checks import holds
-from fenchel.errors import InputError
+from fenchel.errors import BadScores, InputError
 from fenchel.operators._inputs import check_axis, class_last
-from fenchel.operators._root import decreasing_root
+from fenchel.operators._relaxed import relaxed
 from fenchel.operators.isotonic import pool
+from fenchel.thresholds import around_cut, ramp
 
 SOLVERS = ("threshold", "pav", "dykstra")
 LEAST_NORM = 1.2  # of magnitudes
@@ -36,6 +38,7 @@ def topk_mask(
     solver: str = "threshold",
     iterations: int = 500,
     dim: int = -1,
+    impl: str = "auto",
 ) -> Tensor:
     """The soft mask argmax_y <x, y> - l/p Σ y_i^p over 0 <= y <= 1, Σ y = k: most of it exactly 0 or 1.
 
@@ -59,6 +62,7 @@ def topk_mask(
             the paper does, for p = 2 and 4/3.
         iterations: of Dykstra's algorithm.
         dim: the axis to choose along.
+        impl: which implementation of "threshold" runs: "auto", "eager" or "cpu"; see `fenchel.which`.
 
     Returns:
         y in [0, 1], the shape and dtype of scores, with sum k along `dim`.
@@ -79,27 +83,22 @@ def topk_mask(
         Sander, Puigcerver, Djolonga, Peyré and Blondel, 2023, arXiv 2302.01425.
     """
     exponent = check_norm(regularization, p, solver)
-    rows = around_cut(scores, k, dim)
-    k, kth = rows.k, torch.where(torch.isfinite(rows.kth), rows.kth, 0.0)
-    # In units of l from the k-th score: beyond 1 all is settled, and far beyond it no digit is needed.
-    z = ((rows.x - kth) / regularization).clamp(-2, 2)
     if solver == "threshold":
-        high = ((rows.following - kth) / regularization).clamp(-2, 0)
-        low = -torch.ones_like(high) if isinstance(k, int) else -(k > 0).to(high.dtype)
-
-        def excess(z: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-            mask, slope = _ramp(z - threshold, exponent)
-            return (_sum(mask) - k) / _size(k), _sum(slope) / _size(k)
-
-        y = _ramp(z - decreasing_root(excess, z, low, high), exponent)[0]
+        x, k = to_rows(scores, k, dim)
+        try:
+            y = relaxed("topk_mask", x, k, regularization, exponent, impl)
+        except BadScores:
+            around(scores, k, dim)  # says it of the scores as they were given
+            raise
     else:
-        ordered, order = z.sort(-1, descending=True)
-        chosen = _first(ordered, k)
-        if exponent == 1:
-            v = pool("mean", ordered - chosen, solver=solver, iterations=iterations)
-        else:
-            v = pool("cubic", ordered, chosen, solver=solver, iterations=iterations)
-        y = _put_back(_ramp(ordered - v, exponent)[0], order)
+        rows = around(scores, k, dim)
+        kth = torch.where(torch.isfinite(rows.kth), rows.kth, 0.0)
+        # In units of l from the k-th score: beyond 1 all is settled, and far beyond it no digit is needed.
+        z, order = ((rows.x - kth) / regularization).clamp(-2, 2).sort(-1, descending=True)
+        chosen = _first(z, rows.k)
+        solve = partial(pool, solver=solver, iterations=iterations, impl=impl)
+        v = solve("mean", z - chosen) if exponent == 1 else solve("cubic", z, chosen)
+        y = _put_back(ramp(z - v, exponent)[0], order)
     return y.movedim(-1, dim).to(scores.dtype)
 
 
@@ -112,6 +111,7 @@ def topk_magnitude(
     solver: str = "threshold",
     iterations: int = 500,
     dim: int = -1,
+    impl: str = "auto",
 ) -> Tensor:
     """x where |x| is among the k largest, 0 elsewhere, with what lies around the cut shrunk continuously.
 
@@ -132,6 +132,7 @@ def topk_magnitude(
         solver: as in `topk_mask`.
         iterations: of Dykstra's algorithm.
         dim: the axis to choose along.
+        impl: as in `topk_mask`.
 
     Returns:
         The sparse x, in its shape and dtype.
@@ -152,12 +153,20 @@ def topk_magnitude(
     """
     exponent = check_magnitude_norm(regularization, p, solver)
     check_axis(x, dim, name="x")
-    rows = around_cut(x.abs(), k, dim, name="magnitudes")
     if solver == "threshold":
-        kept, shrunk = _magnitude_by_threshold(rows, regularization, exponent)
+        s, k = to_rows(x.abs(), k, dim, name="magnitudes")
+        try:
+            above = relaxed("topk_magnitude", s, k, regularization, exponent, impl)
+        except BadScores:
+            around(x.abs(), k, dim, name="magnitudes")  # says it of all magnitudes
+            raise
+        kept = above == torch.inf
+        above = torch.where(kept, 0.0, above)
     else:
-        kept, shrunk = _magnitude_by_pooling(rows, regularization, exponent, solver, iterations)
+        rows = around(x.abs(), k, dim, name="magnitudes")
+        kept, above = _pooled_magnitude(rows, regularization, exponent, solver, iterations, impl)
     entries = class_last(x, dim)
+    shrunk = above + (above / regularization) ** exponent
     found = torch.where(kept, entries, entries.sign() * shrunk)
     return found.movedim(-1, dim).to(x.dtype)
 
@@ -188,12 +197,11 @@ def check_norm(regularization: float, p: float, solver: str) -> float:
     return exponent
 
 
-def around_cut(scores: Tensor, k: int | Tensor, dim: int, *, name: str = "scores") -> Rows:
-    """The scores with the axis of choice last, and those around the cut; raises InputError."""
+def to_rows(
+    scores: Tensor, k: int | Tensor, dim: int, *, name: str = "scores"
+) -> tuple[Tensor, int | Tensor]:
+    """The scores with the axis of choice last, and k as a number or (..., 1); raises InputError."""
     check_axis(scores, dim, name=name)
-    if not holds(scores < torch.inf):
-        bad = float(scores.detach()[~(scores < torch.inf)][0])
-        raise InputError(f"{name} of shape {tuple(scores.shape)} must be below inf, received {bad}")
     x, n = class_last(scores, dim), scores.shape[dim]
     if isinstance(k, Tensor):
         rows = tuple(x.shape[:-1])
@@ -206,19 +214,23 @@ def around_cut(scores: Tensor, k: int | Tensor, dim: int, *, name: str = "scores
         if not holds((k >= 0) & (k <= n)):
             bad = int(k[(k < 0) | (k > n)][0])
             raise InputError(f"k must be in [0, {n}] for {n} {name} along dim={dim}, received {bad}")
-        ordered = x.detach().sort(-1, descending=True).values
-        kth = ordered.gather(-1, (k - 1).clamp(0, n - 1))
-        following = torch.where(k < n, ordered.gather(-1, k.clamp(0, n - 1)), -torch.inf)
-    else:
-        try:
-            k = operator.index(k)
-        except TypeError:
-            raise InputError(f"k must be an integer, received {k!r}") from None
-        if not 0 <= k <= n:
-            raise InputError(f"k must be in [0, {n}] for {n} {name} along dim={dim}, received {k}")
-        ordered = x.detach().topk(min(k + 1, n), -1).values
-        kth = ordered[..., max(k - 1, 0)].unsqueeze(-1)
-        following = ordered[..., -1:] if k < n else torch.full_like(kth, -torch.inf)
+        return x, k
+    try:
+        k = operator.index(k)
+    except TypeError:
+        raise InputError(f"k must be an integer, received {k!r}") from None
+    if not 0 <= k <= n:
+        raise InputError(f"k must be in [0, {n}] for {n} {name} along dim={dim}, received {k}")
+    return x, k
+
+
+def around(scores: Tensor, k: int | Tensor, dim: int, *, name: str = "scores") -> Rows:
+    """The same, and the scores around the cut; raises InputError."""
+    x, k = to_rows(scores, k, dim, name=name)
+    if not holds(scores < torch.inf):
+        bad = float(scores.detach()[~(scores < torch.inf)][0])
+        raise InputError(f"{name} of shape {tuple(scores.shape)} must be below inf, received {bad}")
+    kth, following = around_cut(x, k)
     present = kth > -torch.inf
     if not holds(present | torch.as_tensor(k == 0, device=x.device)):
         row = tuple(torch.nonzero(~present.squeeze(-1))[0].tolist())
@@ -228,81 +240,28 @@ def around_cut(scores: Tensor, k: int | Tensor, dim: int, *, name: str = "scores
     return Rows(x, k, kth, following)
 
 
-def _magnitude_by_threshold(rows: Rows, regularization: float, exponent: float) -> tuple[Tensor, Tensor]:
-    """Which entries come out as they are, and the magnitudes that the others come out with."""
-    # All relative to the k-th magnitude. The border of m = 1 is `width` above τ: (width / l)^exponent = τ.
-    k = rows.k
-    scale = torch.where(rows.kth > 0, rows.kth, 1.0)
-    strength = regularization * scale ** (1 / exponent - 1)
-    # A weak l leaves τ close to the k-th magnitude and a strong one close to 0: from there digits count.
-    weak = strength < 1
-    origin = weak.to(scale.dtype)
-    z = ((rows.x - origin * rows.kth) / scale).clamp(max=torch.finfo(scale.dtype).max ** 0.5)
-
-    def at(z: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        tau = origin + threshold
-        width = strength * tau ** (1 / exponent)
-        return *_ramp((z - threshold) / width, exponent), tau, width
-
-    def excess(z: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-        # Newton's step is that of τ Σ m - k τ, which is closer to linear in τ than Σ m - k.
-        m, growth, tau, width = at(z, threshold)
-        whole = _sum(torch.where(growth > 0, 0.0, m))
-        # Whole numbers first, so that a little above k is not lost in k.
-        value = _sum(torch.where(growth > 0, m, 0.0)) + (whole - k)
-        return value / _size(k), ((k - whole) / tau + _sum(growth) / width) / _size(k)
-
-    # A τ below `floor` drops nothing but rounding, nor does τ = 0, where no more than k are above 0.
-    floor = torch.full_like(scale, torch.finfo(z.dtype).eps)
-    # There the k-th has m = 1; and `width` is at most the strength.
-    least = (1 / (2 * strength)).clamp(max=0.5 ** (1 / exponent)) ** exponent
-    low = torch.where(weak, torch.maximum(least - 1, -strength), torch.maximum(least, floor))
-    dense = ~weak & (excess(z.detach(), torch.where(weak, low, floor))[0] <= 0) & (k > 0)
-    intact = dense | (rows.following <= 0)
-    high = torch.where(intact, 1 - origin, (rows.following - origin * rows.kth) / scale)
-    certain = intact | (1 - origin - high > strength * (origin + high) ** (1 / exponent))
-    threshold = decreasing_root(excess, z, torch.where(certain, 2.0, low), high)
-    m, _, tau, _ = at(z, threshold)
-    shrunk = torch.where(m > 0, z - threshold + tau * m, 0.0)
-    return intact | (m >= 1), scale * shrunk
-
-
-def _magnitude_by_pooling(
-    rows: Rows, regularization: float, exponent: float, solver: str, iterations: int
+def _pooled_magnitude(
+    rows: Rows, regularization: float, exponent: float, solver: str, iterations: int, impl: str
 ) -> tuple[Tensor, Tensor]:
-    """The same from v = argmin_{v1 >= ... >= vn} Σ |s - v|^q / (q l^(q-1)) + Σ_{i <= k} v_i² / 2."""
+    """Which magnitudes are kept as they are, and how far the others lie above τ.
+
+    From v = argmin_{v1 >= ... >= vn} Σ |s - v|^q / (q l^(q-1)) + Σ_{i <= k} v_i² / 2.
+    """
     # With a weak l the digits of s - v count: all is then relative to the k-th magnitude.
     weak = regularization < rows.kth ** (1 - 1 / exponent)
     origin = torch.where(weak, rows.kth, 0.0)
     s, order = (rows.x - origin).sort(-1, descending=True)
     chosen = _first(s, rows.k)
     pull = regularization**exponent * chosen
+    solve = partial(pool, solver=solver, iterations=iterations, impl=impl)
     if exponent == 1:
-        v = pool("mean", (s - pull * origin) / (1 + pull), 1 + pull, solver=solver, iterations=iterations)
+        v = solve("mean", (s - pull * origin) / (1 + pull), 1 + pull)
     else:
-        v = pool("cubic", s, pull * origin, pull, solver=solver, iterations=iterations)
-    above = (s - v).clamp(min=0)
-    shrunk = above + (above / regularization) ** exponent
+        v = solve("cubic", s, pull * origin, pull)
     # What shares no block with an entry after the k-th has m = 1.
     kept = (chosen > 0) & (v > torch.where(chosen > 0, -torch.inf, v).amax(-1, keepdim=True))
-    return _put_back(kept, order), _put_back(shrunk, order)
-
-
-def _ramp(ratio: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
-    """min(1, max(ratio, 0)^exponent) and its derivative, each with finite derivatives of its own."""
-    inner = (ratio > 0) & (ratio <= 1)
-    safe = torch.where(inner, ratio, 1.0)
-    value = torch.where(inner, safe**exponent, (ratio > 1).to(ratio.dtype))
-    return value, torch.where(inner, exponent * safe ** (exponent - 1), 0.0)
-
-
-def _sum(x: Tensor) -> Tensor:
-    return x.sum(-1, keepdim=True)
-
-
-def _size(k: int | Tensor) -> int | Tensor:
-    """What an error in a sum of k is relative to."""
-    return max(k, 1) if isinstance(k, int) else k.clamp(min=1)
+    above = torch.where(kept, 0.0, (s - v).clamp(min=0))
+    return _put_back(kept, order), _put_back(above, order)
 
 
 def _first(ordered: Tensor, k: int | Tensor) -> Tensor:

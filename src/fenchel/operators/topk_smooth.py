@@ -7,8 +7,8 @@ from torch import Tensor
 
 from fenchel.errors import InputError
 from fenchel.operators._inputs import check_temperature
-from fenchel.operators._root import TOLERANCE, decreasing_root
-from fenchel.operators.topk import around_cut
+from fenchel.operators.topk import around
+from fenchel.thresholds import TOLERANCE, decreasing_root
 
 
 def perturbed_topk_mask(
@@ -59,7 +59,7 @@ def perturbed_topk_mask(
         raise InputError(f"samples must be at least 2, for their covariance, received {samples}")
     if isinstance(k, Tensor):
         raise InputError("k must be an integer, the same for every row, received a tensor")
-    rows = around_cut(scores, k, dim)
+    rows = around(scores, k, dim)
     x = rows.x
     noise = torch.randn((samples, *x.shape), generator=generator, dtype=x.dtype, device=x.device)
     chosen = (x.detach() + sigma * noise).topk(k, -1, sorted=False).indices
@@ -104,7 +104,7 @@ def entropic_topk_mask(scores: Tensor, k: int | Tensor, *, temperature: float = 
         without iterations is that of a projection onto the hypersimplex.
     """
     check_temperature(temperature)
-    rows = around_cut(scores, k, dim)
+    rows = around(scores, k, dim)
     n = rows.x.shape[-1]
     k = torch.as_tensor(rows.k, dtype=rows.x.dtype, device=rows.x.device)
     size = k.clamp(min=1)

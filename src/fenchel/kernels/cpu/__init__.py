@@ -17,14 +17,23 @@ from fenchel.kernels import eager
 from fenchel.kernels.cache import once
 from fenchel.kernels.cpu import pool, source
 from fenchel.kernels.cpu import sinkhorn as scaling
+from fenchel.kernels.cpu import topk as choices
 from fenchel.kernels.cpu.build import CannotCompile, library
 from fenchel.kernels.cpu.pool import DTYPES
 from fenchel.kernels.cpu.pool import isotonic as isotonic
 from fenchel.kernels.cpu.sinkhorn import sinkhorn as sinkhorn
+from fenchel.kernels.cpu.topk import topk_magnitude as topk_magnitude
+from fenchel.kernels.cpu.topk import topk_mask as topk_mask
 from fenchel.kernels.expression import NotTraceable
 from fenchel.kernels.rows import as_rows, copy_back, writable
 
 _WORTH = 2**16  # elements from which "auto" compiles a record: below, plain PyTorch takes a millisecond
+_COMPILED = {
+    "isotonic": pool.compiled,
+    "sinkhorn": scaling.compiled,
+    "topk_mask": choices.compiled,
+    "topk_magnitude": choices.compiled,
+}
 _WORTH_WITHOUT_RECORD = 2**10  # one compilation serves all, and plain PyTorch takes many small steps
 
 
@@ -61,7 +70,7 @@ def refusal(op: str, record: FDivergence | None, tensors: Sequence[Tensor], *, a
         if record:
             _library(record, op.endswith("distillation"))
         else:
-            (scaling if op == "sinkhorn" else pool).compiled()
+            _COMPILED[op]()
     except (NotTraceable, CannotCompile) as error:
         return str(error)
     return None

@@ -1,4 +1,5 @@
-"""Thresholds: the root of a decreasing function in every row, found safely and differentiated exactly."""
+"""Thresholds of rows: the root of a decreasing function, found safely and differentiated exactly; the cut
+of the k largest."""
 
 from __future__ import annotations
 
@@ -57,3 +58,31 @@ def _search(excess: Excess, scores: Tensor, low: Tensor, high: Tensor) -> Tensor
         step = torch.where(good, change, high - low)
         root = torch.where(settled, root, torch.where(good, newton, (low + high) / 2))
     return root
+
+
+def around_cut(x: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
+    """The k-th largest of every row and the one after it, without derivatives.
+
+    Args:
+        x: (..., n).
+        k: a number in [0, n], or numbers (..., 1).
+
+    Returns:
+        The k-th largest (..., 1), the largest for k = 0; the one after it (..., 1), -inf for k = n.
+    """
+    n, x = x.shape[-1], x.detach()
+    if isinstance(k, int):
+        ordered = x.topk(min(k + 1, n), -1).values
+        kth = ordered[..., max(k - 1, 0)].unsqueeze(-1)
+        return kth, ordered[..., -1:] if k < n else torch.full_like(kth, -torch.inf)
+    ordered = x.sort(-1, descending=True).values
+    following = torch.where(k < n, ordered.gather(-1, k.clamp(0, n - 1)), -torch.inf)
+    return ordered.gather(-1, (k - 1).clamp(0, n - 1)), following
+
+
+def ramp(ratio: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
+    """min(1, max(ratio, 0)^exponent) and its derivative, each with finite derivatives of its own."""
+    inner = (ratio > 0) & (ratio <= 1)
+    safe = torch.where(inner, ratio, 1.0)
+    value = torch.where(inner, safe**exponent, (ratio > 1).to(ratio.dtype))
+    return value, torch.where(inner, exponent * safe ** (exponent - 1), 0.0)
