@@ -72,7 +72,7 @@ def sparse_plan(
     """
     check_transport(regularization, iterations)
     if scores.numel() == 0 or k == 0:
-        return torch.zeros_like(scores)
+        return scores * 0.0  # with a gradient: DistributedDataParallel waits for that of every parameter
     masses = _masses(scores, mask)
     with torch.no_grad():
         start = _potentials(scores.detach(), *masses, 0.3 * regularization, iterations)
