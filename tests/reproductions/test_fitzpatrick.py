@@ -12,6 +12,7 @@ import pytest
 import torch
 from sklearn.preprocessing import StandardScaler
 
+from fenchel import InputError
 from fenchel.reproductions import fitzpatrick, runner
 from fenchel.reproductions.configs import ReproduceConfig
 from fenchel.reproductions.fitzpatrick import laboratory
@@ -24,6 +25,7 @@ from fenchel.reproductions.fitzpatrick.recipe import (
     recipe,
 )
 from fenchel.reproductions.tabular import Split
+from fenchel.reproductions.workspace import Workspace
 from fenchel.sklearn import ProportionRegressor
 
 SMALL = replace(recipe("small"), penalties=(1e-1, 1e-3), max_iter=30, processes=1, seeds=2)
@@ -48,6 +50,22 @@ def test_sets_of_labels_become_proportions_and_empty_ones_are_left_out() -> None
     left = 60 - len(x) - len(test_x)
     assert left >= 9 and f"{left} without labels left out" in laboratory.described(made)
     assert len(test_x) == len(test_y)
+
+
+@pytest.mark.parametrize("part", ["training", "test"])
+def test_a_part_without_labels_is_named_before_anything_is_fitted(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = split()
+    labels = made.train_y if part == "training" else made.test_y
+    labels[2:] = 0  # a view of the set
+    count = int((labels.sum(1) > 0).sum())
+    monkeypatch.setattr(laboratory, "multilabel", lambda data, names: [made])
+    said = (
+        f"the {part} part of made must have at least 3 examples with labels, has {count} among {len(labels)}"
+    )
+    with pytest.raises(InputError, match=said):
+        laboratory.measure(replace(SMALL, processes=2), Workspace(tmp_path / "run", {}), lambda *_: None)
 
 
 def test_the_penalty_is_chosen_on_held_out_examples_and_the_model_fitted_again() -> None:
