@@ -12,7 +12,7 @@ import pytest
 import torch
 from sklearn.preprocessing import StandardScaler
 
-from fenchel import InputError
+from fenchel import InputError, fenchel_young_loss
 from fenchel.reproductions import fitzpatrick, runner
 from fenchel.reproductions.configs import ReproduceConfig
 from fenchel.reproductions.fitzpatrick import laboratory
@@ -88,6 +88,11 @@ def test_the_penalty_is_chosen_on_held_out_examples_and_the_model_fitted_again()
         assert found[name]["penalty"] == best
         assert found[name]["mse"] == pytest.approx(expected, rel=1e-4)
         np.testing.assert_allclose(found[name]["held_out_mse"], errors, rtol=1e-3)
+        if "twins" in found[name]:
+            model = fitted(best, np.arange(len(x)))
+            scores = test_x @ model.coef_.T + model.intercept_
+            loss = fenchel_young_loss(torch.from_numpy(scores), torch.from_numpy(test_y), divergence)
+            assert found[name]["twins"]["fenchel_young"] == pytest.approx(loss.item(), rel=1e-3)
     assert found[LOGISTIC]["zeros"] == 0 <= found[SPARSEMAX]["zeros"]
 
 
