@@ -69,9 +69,9 @@ def both_ways(module: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -
 
 def made(name: str, width: int, experts: int, tokens: int) -> Router | SoftRouter:
     """A router of the work of the plain one, for groups of so many tokens."""
-    if name.startswith(SOFT):
-        return SoftRouter(width, experts, slots=K * tokens // experts)
-    return Router(width, experts, name, k=K, capacity_factor=1.0)
+    if name in METHODS:
+        return Router(width, experts, name, k=K, capacity_factor=1.0)
+    return SoftRouter(width, experts, slots=K * tokens // experts)
 
 
 def weights_of(router: Router | SoftRouter, logits: Tensor) -> Tensor:
