@@ -6,7 +6,8 @@ One group of 4096 tokens of width 512 and 64 experts of width 1024, two for each
 the layer forward and backward, and the router alone from its logits to the gradient of its weights. The plain
 layer is written below as in most models: top-2 of softmax, and a loop over experts that gather their tokens
 and add their answers, without capacity. The others have capacity factor 1, and drop what does not fit (how
-much is recorded); soft routing has as many slots.
+much is recorded); soft routing has as many slots. It is there a second time in groups, as of images or
+sequences, since the cost of its weights grows with the square of the tokens in a group.
 """
 
 from __future__ import annotations
@@ -66,11 +67,11 @@ def both_ways(module: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) -
     return run
 
 
-def made(name: str, width: int, experts: int, slots: int) -> Router | SoftRouter:
-    """A router of the work of the plain one."""
-    if name == SOFT:
-        return SoftRouter(width, experts, slots=slots)
-    return Router(width, experts, name, k=K, capacity_factor=1.0)
+def made(name: str, width: int, experts: int, tokens: int) -> Router | SoftRouter:
+    """A router of the work of the plain one, for groups of so many tokens."""
+    if name in METHODS:
+        return Router(width, experts, name, k=K, capacity_factor=1.0)
+    return SoftRouter(width, experts, slots=K * tokens // experts)
 
 
 def weights_of(router: Router | SoftRouter, logits: Tensor) -> Tensor:
@@ -81,28 +82,30 @@ def weights_of(router: Router | SoftRouter, logits: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    sizes = {"tokens": 4096, "experts": 64, "width": 512, "hidden": 1024, "rounds": 7}
+    sizes = {"tokens": 4096, "experts": 64, "width": 512, "hidden": 1024, "group": 256, "rounds": 7}
     for name, size in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=size)
     asked = parser.parse_args()
     tokens, experts, width = asked.tokens, asked.experts, asked.width
-    slots = K * tokens // experts
     torch.manual_seed(0)
     x, gradient = torch.randn(tokens, width, requires_grad=True), torch.randn(tokens, width)
-    logits = F.linear(x, torch.empty(experts, width).uniform_(-(width**-0.5), width**-0.5))
-    logits = logits.detach().requires_grad_()
-    soft_logits = logits.detach().unsqueeze(-1).repeat(1, 1, slots).requires_grad_()
+    logits = F.linear(x, torch.empty(experts, width).uniform_(-(width**-0.5), width**-0.5)).detach()
 
     layers = {PLAIN: both_ways(PlainLayer(width, asked.hidden, experts), x, gradient)}
-    alone = {PLAIN: both_ways(lambda scores: plain_router(scores)[0].sum(), logits, torch.ones(()))}
+    scores = logits.clone().requires_grad_()
+    alone = {PLAIN: both_ways(lambda scores: plain_router(scores)[0].sum(), scores, torch.ones(()))}
     dropped = {PLAIN: 0.0}
-    for name in (*METHODS, SOFT):
-        router = made(name, width, experts, slots)
-        scores = soft_logits if name == SOFT else logits
-        alone[name] = both_ways(partial(weights_of, router), scores, torch.ones(()))
+    group_of = dict.fromkeys((*METHODS, SOFT), tokens) | {f"{SOFT}, groups of {asked.group}": asked.group}
+    for name, size in group_of.items():
+        router = made(name, width, experts, size)
+        groups = x.detach().unflatten(0, (-1, size)).requires_grad_()
+        scores = logits.unflatten(0, (-1, size))
+        if isinstance(router, SoftRouter):
+            scores = scores.unsqueeze(-1).repeat(1, 1, 1, router.weight.shape[1])
+        alone[name] = both_ways(partial(weights_of, router), scores.requires_grad_(), torch.ones(()))
         layer = MoEFeedForward(width, asked.hidden, experts, router=router)
-        layers[name] = both_ways(layer, x, gradient)
-        dropped[name] = float(router(x)[0].dropped)
+        layers[name] = both_ways(layer, groups, gradient.view_as(groups))
+        dropped[name] = float(router(groups)[0].dropped.mean())
     for work, sides in (("router", alone), ("layer", layers)):
         times = in_turns(sides, asked.rounds)
         figures = {

@@ -176,6 +176,14 @@ def test_groups_are_routed_one_by_one(name: str) -> None:
             torch.testing.assert_close(together.combine[i, j], alone.combine, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["sparse-token-choice", "sparse-expert-choice"])
+def test_a_plan_is_not_ready_sooner_among_easy_ones(name: str) -> None:
+    logits = draw(2, 7, 4) * torch.tensor([2.0, 20.0]).double()[:, None, None]
+    together = METHODS[name](logits, capacity=7, iterations=60)
+    alone = METHODS[name](logits[0], capacity=7, iterations=60)
+    torch.testing.assert_close(together.combine[0], alone.combine, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_one_expert_with_room_takes_everything(name: str) -> None:
     routing = route(name, draw(5, 1), k=1, capacity=5)

@@ -57,8 +57,10 @@ def test_balance_of_a_given_load_and_its_gradient() -> None:
     p = probabilities.detach()
     expected = 3 * p * (share - (p * share).sum(-1, keepdim=True)) / 6
     torch.testing.assert_close(gradient, expected)
-    scaled = load_balance_loss(logits, load=load.double() / 100)
+    shares = (load.double() / 100).requires_grad_()
+    scaled = load_balance_loss(logits, load=shares)
     torch.testing.assert_close(scaled, loss)
+    assert torch.autograd.grad(scaled, [logits, shares], allow_unused=True)[1] is None
 
 
 def test_z_loss_in_closed_form() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import io
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from fenchel import InputError, MoEFeedForward, Router, SoftRouter, auxiliary_loss
 from fenchel.nn.routers import METHODS
@@ -197,35 +199,24 @@ def test_auxiliary_losses_of_a_model_are_summed() -> None:
         auxiliary_loss(torch.nn.Linear(2, 2))
 
 
-def test_it_stands_in_a_hugging_face_model() -> None:
-    """Upcycled with room for all and normalised gates, a Llama computes what it did, and then trains."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+@pytest.mark.parametrize("name", ALL)
+def test_activation_checkpointing_changes_no_gradient(name: str) -> None:
+    layer, x = MoEFeedForward(6, 5, 3, router=name), torch.randn(2, 7, 6, requires_grad=True)
+    gradients = []
+    for call in (layer, partial(checkpoint, layer, use_reentrant=False)):
+        loss = call(x).square().sum() + auxiliary_loss(layer)
+        gradients.append(torch.autograd.grad(loss, [x, *layer.parameters()]))
+    for mine, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, other)
 
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
-    )
-    model = LlamaForCausalLM(config).eval()
-    tokens = torch.randint(0, 50, (2, 9))
-    with torch.no_grad():
-        before = model(tokens).logits
-    for block in model.model.layers:
-        dense = block.mlp
-        block.mlp = MoEFeedForward.upcycle(
-            dense.up_proj,
-            dense.down_proj,
-            gate=dense.gate_proj,
-            experts=4,
-            activation=dense.act_fn,
-            capacity_factor=math.inf,
-        )
-    with torch.no_grad():
-        torch.testing.assert_close(model(tokens).logits, before)
-    out = model(tokens, labels=tokens)
-    (out.loss + auxiliary_loss(model)).backward()
-    for block in model.model.layers:
-        assert (block.mlp.router.weight.grad != 0).any() and (block.mlp.weight_in.grad != 0).any()
-    generated = model.generate(tokens, max_new_tokens=3, do_sample=False)
-    assert generated.shape == (2, 12)
+
+@pytest.mark.parametrize("name", ALL)
+def test_parameters_without_work_have_a_gradient_of_zero(name: str) -> None:
+    """Not none: DistributedDataParallel waits for that of every parameter."""
+    layer = MoEFeedForward(6, 5, 8, router=name)
+    for tokens in (0, 1):
+        (layer(torch.randn(1, tokens, 6)).sum() + auxiliary_loss(layer)).backward()
+        assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,13 @@ from fenchel.nn.routers import METHODS
         (2, 1.0, 64, 32),
         (2, 1.25, 64, 40),
         (1, 1.0, 10, 3),
-        (1, 1.1, 40, 11),
+        (1, 1.1, 400, 110),
         (4, 2.0, 10, 10),
         (1, math.inf, 7, 7),
     ],
 )
 def test_capacity(k: int, factor: float, tokens: int, expected: int) -> None:
-    """⌈k T / E · factor⌉ and at most T; 1.1 · 10 is 11, though in floating point it is more."""
+    """⌈k T / E · factor⌉ and at most T; 1.1 · 100 is 110, though in floating point it is more."""
     assert Router(8, 4, k=k, capacity_factor=factor).capacity(tokens) == expected
 
 
@@ -57,8 +57,9 @@ def test_options_reach_the_function() -> None:
 
 def test_auxiliary_loss() -> None:
     x, mask = torch.randn(2, 9, 6), torch.rand(2, 9) < 0.8
-    router = Router(6, 3, k=2, balance_weight=0.5, z_weight=0.1)
+    router = Router(6, 3, k=2, balance_weight=0.5, z_weight=0.1, capacity_factor=0.5)
     routing, loss = router(x, mask)
+    assert (routing.demand > routing.load).any(), "what is dropped was asked for too"
     logits = x @ router.weight.T
     expected = 0.5 * load_balance_loss(logits, k=2, mask=mask) + 0.1 * router_z_loss(logits, mask=mask)
     torch.testing.assert_close(loss, expected)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from sklearn.preprocessing import StandardScaler
 
+from fenchel import InputError, fenchel_young_loss
 from fenchel.reproductions import fitzpatrick, runner
 from fenchel.reproductions.configs import ReproduceConfig
 from fenchel.reproductions.fitzpatrick import laboratory
@@ -24,6 +25,7 @@ from fenchel.reproductions.fitzpatrick.recipe import (
     recipe,
 )
 from fenchel.reproductions.tabular import Split
+from fenchel.reproductions.workspace import Workspace
 from fenchel.sklearn import ProportionRegressor
 
 SMALL = replace(recipe("small"), penalties=(1e-1, 1e-3), max_iter=30, processes=1, seeds=2)
@@ -50,6 +52,22 @@ def test_sets_of_labels_become_proportions_and_empty_ones_are_left_out() -> None
     assert len(test_x) == len(test_y)
 
 
+@pytest.mark.parametrize("part", ["training", "test"])
+def test_a_part_without_labels_is_named_before_anything_is_fitted(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = split()
+    labels = made.train_y if part == "training" else made.test_y
+    labels[2:] = 0  # a view of the set
+    count = int((labels.sum(1) > 0).sum())
+    monkeypatch.setattr(laboratory, "multilabel", lambda data, names: [made])
+    said = (
+        f"the {part} part of made must have at least 3 examples with labels, has {count} among {len(labels)}"
+    )
+    with pytest.raises(InputError, match=said):
+        laboratory.measure(replace(SMALL, processes=2), Workspace(tmp_path / "run", {}), lambda *_: None)
+
+
 def test_the_penalty_is_chosen_on_held_out_examples_and_the_model_fitted_again() -> None:
     found = laboratory.fit_all(split(), SMALL, seed=3)
     (x, y), (test_x, test_y) = laboratory.parts_of(split())
@@ -70,6 +88,11 @@ def test_the_penalty_is_chosen_on_held_out_examples_and_the_model_fitted_again()
         assert found[name]["penalty"] == best
         assert found[name]["mse"] == pytest.approx(expected, rel=1e-4)
         np.testing.assert_allclose(found[name]["held_out_mse"], errors, rtol=1e-3)
+        if "twins" in found[name]:
+            model = fitted(best, np.arange(len(x)))
+            scores = test_x @ model.coef_.T + model.intercept_
+            loss = fenchel_young_loss(torch.from_numpy(scores), torch.from_numpy(test_y), divergence)
+            assert found[name]["twins"]["fenchel_young"] == pytest.approx(loss.item(), rel=1e-3)
     assert found[LOGISTIC]["zeros"] == 0 <= found[SPARSEMAX]["zeros"]
 
 

@@ -58,6 +58,7 @@ def test_every_router_has_the_slots_of_the_same_work(name: str) -> None:
     layer(batch)
     routing = layer.routing
     slots = (routing.dispatch if name == SOFT else routing.token).shape
+    assert routing.load.shape == ((settings.batch,) if name == SOFT else ()) + (settings.experts,)
     groups = settings.batch if name == SOFT else 1
     assert groups * settings.experts * slots[-1] == settings.k * settings.batch * laboratory.PATCHES
 
@@ -114,6 +115,12 @@ def test_division_in_closed_form() -> None:
     assert (spread, refused, left_out) == pytest.approx((0.5, 0.25, 0.25))
     chosen = softmax_expert_choice(torch.zeros(12, 2), capacity=6)
     assert laboratory.division(chosen, SOFTMAX_EC) == pytest.approx((0.0, 0.0, 0.5))
+
+
+def test_the_balance_loss_is_trained_on() -> None:
+    """Both begin alike and see the same batches."""
+    curves = [laboratory.train(TINY, name, 3)["curve"] for name in (SOFTMAX_TC, UNBALANCED, UNBALANCED)]
+    assert curves[0] != curves[1] == curves[2]
 
 
 # -- The verdicts.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -268,3 +270,12 @@ class TestProcesses:
     def test_a_failure_ends_the_others(self, tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="ended with status 1"):
             each(os.mkdir, [(tmp_path,), (tmp_path / "a",), (tmp_path / "b",)], 2)
+
+    @pytest.mark.slow
+    def test_a_kill_leaves_none_at_work(self) -> None:
+        job = "print('at work', flush=True); import time; time.sleep(60)"
+        call = f"from fenchel.reproductions.processes import each; each(exec, [({job!r},)] * 2, 2)"
+        with subprocess.Popen([sys.executable, "-c", call], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None and process.stdout.readline()
+            process.kill()
+            process.communicate(timeout=20)  # the pipe is open as long as one of them has it

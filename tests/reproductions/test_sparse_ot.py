@@ -44,6 +44,8 @@ def test_figures(results: dict[str, Any]) -> None:
         for k, both in run["sparse"].items():
             for figures in both.values():
                 assert 1 <= figures["mean_nonzeros"] <= figures["most_nonzeros"] <= int(k)
+        values = [[both[way]["value"] for both in run["sparse"].values()] for way in ("dual", "semi-dual")]
+        assert values[0] != values[1] and values[0] == pytest.approx(values[1], rel=1e-3)  # two ways up
         assert run["widest"]["gap"] < 1e-6
 
 
@@ -58,6 +60,10 @@ def test_carried_colours_are_averages_of_the_targets() -> None:
     assert figures["cost"] == pytest.approx(0.5) and figures["mean_nonzeros"] == 2
     assert figures["missed"] == pytest.approx(0)
     assert figures["divergence"] == pytest.approx(0.25, abs=0.01)  # of the midpoint to both ends
+    _, figures = laboratory._timed(
+        lambda: solved._replace(plan=plan * torch.tensor([[2.0], [0.0]])), palettes
+    )
+    assert figures["missed"] == pytest.approx(0.5)  # of a mass of 1, all of which is in one row
 
 
 @pytest.mark.parametrize(

@@ -169,3 +169,11 @@ def test_seeds_hold_out_other_images_and_share_starts_and_batches(tmp_path: Path
     assert len(test) == 100 and not set(train.tolist()) & set(test.tolist())
     assert torch.equal(first.network()[0].weight, again.network()[0].weight)
     assert not torch.equal(first.network()[0].weight, other.network()[0].weight)
+
+
+def test_what_is_pruned_after_training_is_the_dense_network(tmp_path: Path) -> None:
+    one = laboratory.Laboratory(TINY, Workspace(tmp_path / "run", {}), 1)
+    with one.workspace.unit(laboratory.unit_of(1, DENSE)) as (directory, _):
+        trained = one.train_dense(directory)
+    assert trained["accuracy"] != one.accuracy(one.network())
+    assert one.train_pruned(tmp_path, AFTER, sparsity=0.0)["accuracy"] == trained["accuracy"]

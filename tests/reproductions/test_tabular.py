@@ -52,6 +52,10 @@ def test_arff(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"head": HEAD.replace("numeric", "string")}, r"weather-train.arff:3 is not a numeric or nominal"),
+        (
+            {"head": HEAD.replace("calm", "cold")},
+            "weather-train.arff:6 has the attribute 'cold' a second time",
+        ),
         ({"train": "1.5,grey,1,0\n"}, r"train.arff:9 has 4 values for 5 attributes: '1.5,grey,1,0'"),
         (
             {"train": "fast,grey,1,0,1\n"},

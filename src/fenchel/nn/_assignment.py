@@ -11,6 +11,8 @@ from fenchel.nn.routing import Routing, finite
 from fenchel.operators import sparsemax
 from fenchel.operators.transport import entropic_transport
 
+FEW = 2  # so many of the largest of some dozens are found faster one after the other
+
 
 def fill(standing: Tensor, weights: Tensor, capacity: int, mask: Tensor | None) -> Routing:
     """Each expert keeps the tokens of the highest standing; one of zero does not ask for it."""
@@ -24,13 +26,26 @@ def fill(standing: Tensor, weights: Tensor, capacity: int, mask: Tensor | None) 
 def largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Indices of the largest along the last axis of x >= 0, and whether they are positive.
 
-    They are found among integers without ties, which hold the bits of x in float32 above the index, so
-    that the first of equal ones comes first on every device.
+    The first of equal ones, in float32, comes first on every device.
     """
-    bits = x.float().view(torch.int32).long()  # ordered as the numbers are, where these are >= 0
+    x = x.float()
+    if 0 < count <= FEW:
+        index = _first_of_largest(x, count)
+        return index, x.gather(-1, index) > 0
+    # Integers without ties, with the bits of x, which are ordered as the numbers are, above the index.
     last = x.shape[-1] - 1
-    best = ((bits << 32) + torch.arange(last, -1, -1, device=x.device)).topk(count, -1).values
+    bits = x.view(torch.int32).long() << 32
+    best = (bits + torch.arange(last, -1, -1, device=x.device)).topk(count, -1).values
     return last - (best & 0xFFFFFFFF), best >> 32 > 0
+
+
+def _first_of_largest(x: Tensor, count: int) -> Tensor:
+    """Indices of the largest along the last axis, as many as there are finite ones at most."""
+    found = []
+    for _ in range(count):
+        found.append(x.argmax(-1, keepdim=True))
+        x = x.scatter(-1, found[-1], -torch.inf)
+    return torch.cat(found, -1)
 
 
 def balancing_prices(scores: Tensor, mask: Tensor | None, regularization: float, iterations: int) -> Tensor:
@@ -57,7 +72,7 @@ def sparse_plan(
     """
     check_transport(regularization, iterations)
     if scores.numel() == 0 or k == 0:
-        return torch.zeros_like(scores)
+        return scores * 0.0  # with a gradient: DistributedDataParallel waits for that of every parameter
     masses = _masses(scores, mask)
     with torch.no_grad():
         start = _potentials(scores.detach(), *masses, 0.3 * regularization, iterations)
@@ -77,8 +92,8 @@ def sparse_plan(
 
 def _sparsemax_of_largest(scores: Tensor, mass: Tensor, k: int, regularization: float) -> Tensor:
     """argmax <p, scores> - γ/2 |p|² over p >= 0 with Σp = mass and at most k nonzeros, in each row."""
-    top, index = scores.topk(k, -1)
-    mass = mass.unsqueeze(-1)
+    index = _first_of_largest(scores.detach(), k) if k <= FEW else scores.topk(k, -1).indices
+    top, mass = scores.gather(-1, index), mass.unsqueeze(-1)
     shares = sparsemax(top / (regularization * torch.where(mass > 0, mass, 1.0)))
     return torch.zeros_like(scores).scatter(-1, index, mass * shares)
 

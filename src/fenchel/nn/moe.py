@@ -39,7 +39,8 @@ class MoEFeedForward(torch.nn.Module):
             )
 
     and into a SigLIP or CLIP vision tower, whose block has `mlp.fc1` and `mlp.fc2`, the same with
-    `upcycle(mlp.fc1, mlp.fc2, experts=8, activation=mlp.activation_fn)`.
+    `upcycle(mlp.fc1, mlp.fc2, experts=8, activation=mlp.activation_fn)`. Such a block calls it without a
+    mask: padding is routed as tokens are, takes slots, and counts in the auxiliary loss.
 
     Args:
         d_model: the width d of the tokens.

@@ -152,8 +152,9 @@ class SoftRouter(torch.nn.Module):
     Args:
         d_model: the width d of the tokens.
         experts: their number E.
-        slots: the slots C of each expert, whatever the number of tokens. The cost grows with E C, and
-            k T / E slots cost as much as k experts for each of T tokens.
+        slots: the slots C of each expert, whatever the number of tokens. With k T / E slots the experts
+            cost as much as k for each of T tokens; logits, dispatch and combine cost 3 T / 2 h of that
+            on top, h the width of an expert, so that groups are to be images or sequences, not batches.
 
     Returns:
         On call with tokens (..., T, d) and optionally a mask (..., T) of those that count, the

@@ -175,17 +175,18 @@ def _token_choice(
     tokens = scores.shape[-2]
     if priority not in PRIORITIES:
         raise InputError(f"priority must be one of {', '.join(PRIORITIES)}, received {priority!r}")
-    expert, taken = largest(scores.detach(), k)
-    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, expert, taken)
-    weights = torch.where(chosen, gates, 0.0)
+    scores = scores.detach()
+    expert, taken = largest(scores, k)
+    chosen = torch.where(taken, gates.gather(-1, expert), 0.0)
     if normalize or (normalize is None and k > 1):
-        total = weights.sum(-1, keepdim=True)
-        weights = weights / torch.where(total > 0, total, 1.0)
+        total = chosen.sum(-1, keepdim=True)
+        chosen = chosen / torch.where(total > 0, total, 1.0)
+    weights = torch.zeros_like(gates).scatter(-1, expert, chosen)
     if priority == "probability":
-        standing = torch.where(chosen, scores.detach(), 0.0)
+        standing = torch.where(taken, scores.gather(-1, expert), 0.0)
     else:
         place = torch.arange(tokens, device=scores.device).unsqueeze(-1)
         place = place + tokens * torch.arange(k, device=scores.device)
-        standing = torch.zeros_like(scores, dtype=torch.int64)
-        standing = standing.scatter(-1, expert, torch.where(taken, k * tokens - place, 0))
+        standing = torch.where(taken, k * tokens - place, 0)
+    standing = torch.zeros_like(scores, dtype=standing.dtype).scatter(-1, expert, standing)
     return fill(standing, weights, capacity, mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ def each(
     """Call `function(*job)` for every job, so many at a time, each in a process of its own.
 
     What comes of it is left on disk by the function. `watch` is called now and then. One process means
-    this one. When a job fails or this process is interrupted, the others are ended.
+    this one. When a job fails or this process is interrupted or killed, the others are ended.
     """
     processes = min(processes, len(jobs), os.cpu_count() or 1)
     if processes <= 1:
@@ -50,7 +51,16 @@ def each(
 
 
 def _call(function: Callable[..., Any], job: tuple[Any, ...]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         function(*job)
     except KeyboardInterrupt:  # the first process says so for all
         raise SystemExit(130) from None
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed ends no process, and one left over would work on what a new run works on."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -124,6 +124,8 @@ def _arff(path: Path) -> tuple[Array, list[str]]:
             if match is None or not (nominal or kind.lower() in ("numeric", "real", "integer")):
                 raise InputError(f"{path}:{number} is not a numeric or nominal attribute: {line!r}")
             names.append(_unquoted(match[1]))
+            if names[-1] in names[:-1]:
+                raise InputError(f"{path}:{number} has the attribute {names[-1]!r} a second time")
             values.append(_cells(kind[1:-1]) if nominal else None)
     if not rows:
         raise InputError(f"{path} holds no rows of data after a line @data")

@@ -15,6 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from fenchel.errors import InputError
 from fenchel.losses import fenchel_young_loss, fitzpatrick_logistic_loss, fitzpatrick_sparsemax_loss
 from fenchel.reproductions.fitzpatrick.recipe import LOGISTIC, LOSSES, SPARSEMAX, Recipe
 from fenchel.reproductions.processes import each
@@ -24,6 +25,7 @@ from fenchel.reproductions.workspace import Workspace
 from fenchel.sklearn import ProportionRegressor
 
 PUBLISHED = "published"
+LEAST = 3  # examples, of which one is held out
 ROUNDING = 1e-12  # by which a loss may be above its bound
 # (loss, bound) by the loss whose scores they are compared at.
 PAIRS = {
@@ -36,6 +38,7 @@ Figures = dict[str, Any]
 def measure(recipe: Recipe, workspace: Workspace, progress: Tell) -> dict[str, Any]:
     """Fit what an earlier run did not; returns all figures, by split, set and loss."""
     splits = multilabel(recipe.data, recipe.sets)
+    sets = {split.name: described(split) for split in splits}
     parts: list[int | None] = [None, *range(recipe.first_seed, recipe.first_seed + recipe.seeds)]
     costs = {unit_of(part, split.name): float(split.train_x.size) for part in parts for split in splits}
 
@@ -47,7 +50,7 @@ def measure(recipe: Recipe, workspace: Workspace, progress: Tell) -> dict[str, A
     each(run_split, [(recipe, workspace, part) for part in parts], recipe.processes, watch)
     found = [run_split(recipe, workspace, part) for part in parts]
     return {
-        "sets": {split.name: described(split) for split in splits},
+        "sets": sets,
         "settings": {
             "penalties": ", ".join(f"{penalty:g}" for penalty in recipe.penalties),
             "held out to choose the penalty": f"{recipe.held_out:.0%} of the training examples",
@@ -89,9 +92,15 @@ def described(split: Split) -> str:
 
 def parts_of(split: Split) -> Iterator[tuple[Array, Array]]:
     """Features and label proportions of both parts, less the examples without labels."""
-    for x, labels in ((split.train_x, split.train_y), (split.test_x, split.test_y)):
+    parts = {"training": (split.train_x, split.train_y), "test": (split.test_x, split.test_y)}
+    for part, (x, labels) in parts.items():
         count = labels.sum(1)
         keep = count > 0
+        if keep.sum() < LEAST:
+            raise InputError(
+                f"the {part} part of {split.name} must have at least {LEAST} examples with labels, has "
+                f"{keep.sum()} among {len(x)}"
+            )
         yield x[keep], labels[keep] / count[keep, None]
 
 
