@@ -116,7 +116,7 @@ def test_energies_that_are_no_numbers() -> None:
         return torch.where(y.sum(-1) == 1, torch.nan, 0.0)
 
     space, start = Subsets(2), torch.zeros(1, 1, 2)
-    message = r"the energies \(1, \d\) hold nan at \(0, [01]\)"
+    message = r"energies of shape \(1, \d\) holds nan at \(0, [01]\)"
     with pytest.raises(InputError, match=message):
         best_configuration(nan_at_one, space.enumerate())
     with pytest.raises(InputError, match=message):

@@ -125,7 +125,7 @@ def test_drawn_samples_agree_with_enumeration(name: str) -> None:
 # -- Derivatives and transformations.
 
 
-@pytest.mark.parametrize("name", ALL, ids=str)
+@pytest.mark.parametrize("name", [*NAMES, *STEEP, pytest.param(OWN, marks=pytest.mark.slow)], ids=str)
 def test_first_and_second_derivatives(name: str) -> None:
     g, sampled = energies(3).requires_grad_(), energies(3, 5, scale=1.0).requires_grad_()
     tau = (sampled.detach().amax(-1) + 0.1).requires_grad_()  # inside of every domain
