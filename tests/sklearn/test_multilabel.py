@@ -349,14 +349,17 @@ def test_the_global_generator_is_left_alone() -> None:
         ),
         ({"energy": "assignment"}, "received 'assignment'"),
         ({"divergence": "klx"}, "klx"),
-        ({"samples": 0}, "samples must be a whole number of at least 1, or None"),
-        ({"max_epochs": 0}, "max_epochs must be a whole number of at least 1, received 0"),
-        ({"partition_epochs": -1}, "partition_epochs must be a whole number of at least 0, received -1"),
-        ({"alpha": -1.0}, "alpha must be >= 0"),
-        ({"alpha": math.nan}, r"alpha must be >= 0 .* received nan"),
-        ({"learning_rate": math.inf}, r"learning_rate > 0, both finite, received 0.0001 and inf"),
-        ({"samples": 2.5}, r"samples must be a whole number of at least 1, or None .* received 2\.5"),
-        ({"batch_size": 2.5}, r"batch_size must be a whole number of at least 1, received 2\.5"),
+        ({"samples": 0}, "samples must be an integer, at least 1, or None for the exact loss, received 0"),
+        ({"max_epochs": 0}, "max_epochs must be an integer, at least 1, received 0"),
+        ({"partition_epochs": -1}, "partition_epochs must be an integer, at least 0, received -1"),
+        ({"alpha": -1.0}, "alpha must be a number, at least 0 and finite, received -1.0"),
+        ({"alpha": math.nan}, "alpha must be a number, at least 0 and finite, received nan"),
+        ({"learning_rate": math.inf}, "learning_rate must be a number, positive and finite, received inf"),
+        ({"learning_rate": None}, "learning_rate must be a number, positive and finite, received None"),
+        ({"tol": 0.0}, "tol must be a number, positive and finite, received 0.0"),
+        ({"batch_size": True}, "batch_size must be an integer, at least 1, received True"),
+        ({"samples": 2.5}, r"samples must be an integer, at least 1, or None .* received 2\.5"),
+        ({"batch_size": 2.5}, r"batch_size must be an integer, at least 1, received 2\.5"),
         ({"hidden_layer_sizes": 64}, r"hidden_layer_sizes must be widths such as \(64,\), received 64"),
         ({"partition_layer_sizes": (0,)}, r"partition_layer_sizes must be widths .* received \(0,\)"),
         ({"reference": "frequency"}, "reference must be one of uniform, frequencies, received 'frequency'"),
@@ -378,6 +381,8 @@ def test_an_energy_that_diverges_is_said_so() -> None:
     X, Y = problem(n=20)
     with pytest.raises(InputError, match=r"the loss became inf: .* Give more samples"):
         quick("linear", learning_rate=1e6).fit(X, Y)
+    with pytest.raises(InputError, match=r"the loss became inf: .* another divergence than 'js'"):
+        quick(divergence="js").fit(X, Y)
 
 
 def test_bad_data() -> None:
@@ -396,11 +401,13 @@ def test_bad_data() -> None:
     with pytest.raises(InputError, match=r"is for sets of labels, and y has one dimension"):
         quick(reference="frequencies").fit(X, Y[:, 0])
     model.fit(X, Y)
+    with pytest.raises(InputError, match=r"row \(0,\) must be a row of 0 and 1, received \["):
+        model.score(X, Y + 5)
     with pytest.raises(ValueError, match=r"4 features, but .* expecting 5 features"):
         model.predict(X[:, :4])
     with pytest.raises(InputError, match=r"the 4 labels of fit, received shape \(20, 3\)"):
         model.score(X, Y[:, :3])
-    with pytest.raises(InputError, match=r"y has the class np.str_\('z'\); fit saw \['a', 'b'\]"):
+    with pytest.raises(InputError, match=r"y has the class 'z'; fit saw \['a', 'b'\]"):
         quick(max_epochs=1).fit(X, np.array(["a", "b"] * 10)).score(X, np.array(["a", "z"] * 10))
     with pytest.raises(InputError, match=r"2\^21.0 configurations, and at most 2\^20"):
         quick(max_epochs=1).fit(X, np.tile(Y, 6)[:, :21]).exact_log_partition(X)
