@@ -33,6 +33,8 @@ def test_brute_force(space: ConfigurationSpace, chunk: int) -> None:
     every = space.enumerate(dtype=torch.float64)
     found = best_configuration(partial(energy, x), every, chunk=chunk)
     torch.testing.assert_close(found, every[energy(x, every.unsqueeze(0)).argmax(-1)])
+    tied = best_configuration(lambda y: torch.zeros(y.shape[:-1]), every, chunk=chunk)
+    torch.testing.assert_close(tied, every[:1])  # at ties the first
 
 
 @pytest.mark.parametrize("space", SPACES, ids=repr)

@@ -301,6 +301,16 @@ def test_large_scores_in_float32(case: Case) -> None:
     )
 
 
+@CASES
+@pytest.mark.parametrize("level", [-1e30, 1e8, 1e17])
+def test_ties_far_from_zero_are_ties(case: Case, level: float) -> None:
+    """The target keeps its digits beside scores of any size."""
+    y = torch.tensor([0.2, 0.7, 0.1])
+    for dtype in (torch.float32, torch.float64):
+        found = case.loss(torch.full((3,), level, dtype=dtype), y.to(dtype))
+        torch.testing.assert_close(found, case.loss(torch.zeros(3, dtype=dtype), y.to(dtype)))
+
+
 def test_the_fixed_number_of_steps_is_enough() -> None:
     """For targets and scores that disagree as much as they can."""
     torch.manual_seed(9)

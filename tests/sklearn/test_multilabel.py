@@ -247,11 +247,50 @@ def test_rare_labels_need_samples_near_the_data() -> None:
     assert np.abs(model.predict_proba(X[400:]) - marginals).mean() < 0.05
 
 
-def test_early_stopping_keeps_the_best() -> None:
+def fixed(score: float, coupling: float) -> Any:
+    """A maker of energies x ↦ score x for every label and one coupling for all pairs."""
+
+    def make(features: int, space: Subsets) -> PairwiseEnergy:
+        energy = PairwiseEnergy(nn.Linear(features, space.width), space)
+        nn.init.constant_(energy.network.weight, score)
+        nn.init.zeros_(energy.network.bias)
+        nn.init.constant_(energy.constant, coupling)
+        return energy
+
+    return make
+
+
+def test_the_search_begins_at_the_mode_without_couplings_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start at random ends where most of its labels are: all in or all out, whatever the input says."""
+    monkeypatch.setattr(_energy, "RESTARTS", 1)
+    X, Y = np.array([[1.0], [-1.0]] * 4), np.eye(8, 14, dtype=int)
+    model = quick(fixed(0.1, 1.0), max_epochs=1, learning_rate=1e-12).fit(X, Y)
+    np.testing.assert_array_equal(model.predict(X[:2]), [[1] * 14, [0] * 14])
+
+
+def test_the_log_partition_begins_at_the_best_constant() -> None:
+    X, Y = np.ones((8, 1)), np.eye(8, 4, dtype=int)
+    model = quick(fixed(3.0, 0.0), max_epochs=1, learning_rate=1e-12).fit(X, Y)
+    exact = model.exact_log_partition(X)
+    np.testing.assert_allclose(exact, 4 * math.log(math.cosh(1.5)))
+    np.testing.assert_allclose(model.log_partition(X), exact, atol=0.3)
+
+
+def test_early_stopping_keeps_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     X, Y = problem(n=80, d=20)
+    stoppers = []
+
+    class Kept(_Stopper):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            stoppers.append(self)
+
+    monkeypatch.setattr(_energy, "_Stopper", Kept)
     options = {"max_epochs": 100, "samples": None, "alpha": 0.0, "learning_rate": 0.05}
     model = quick(early_stopping=True, validation_fraction=0.3, n_iter_no_change=5, **options).fit(X, Y)
     assert model.n_iter_ == len(model.loss_curve_) < 100
+    stopper = stoppers[0]
+    assert float(model._loss(stopper.x, stopper.y, torch.Generator().manual_seed(seed_of(0)))) == stopper.best
     assert quick(**options).fit(X, Y).n_iter_ == 100
 
 
