@@ -15,8 +15,8 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from fenchel import InputError
-from fenchel.sklearn import SoftTopKSelector
+from fenchel import InputError, topk_mask
+from fenchel.sklearn import SoftTopKSelector, selector
 
 FEW = {"max_epochs": 20, "random_state": 0}
 
@@ -123,6 +123,19 @@ def test_constant_features_are_never_selected() -> None:
         InputError, match=r"3 of 12 features are constant, such as column 0, and cannot .* is 10"
     ):
         SoftTopKSelector(10, **FEW).fit(x, y)
+
+
+def test_the_regularization_falls_from_the_first_to_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def spied(scores: Any, k: int, *, regularization: float, p: float) -> Any:
+        seen.append(regularization)
+        return topk_mask(scores, k, regularization=regularization, p=p)
+
+    monkeypatch.setattr(selector, "topk_mask", spied)
+    x, y = regression(0)
+    SoftTopKSelector(3, regularization=(1.0, 0.01), max_epochs=5, batch_size=128, random_state=0).fit(x, y)
+    np.testing.assert_allclose(seen, np.geomspace(1.0, 0.01, 5))
 
 
 def test_verbose_tells_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
