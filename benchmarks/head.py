@@ -3,7 +3,8 @@
     python benchmarks/head.py
 
 1,024 held-out tokens of a model that was trained here with alpha:1.5 (V = 32,000, d = 512), float32 on a
-CPU. Peers: F.cross_entropy(h @ W.T) and F.linear_cross_entropy; the product h @ W.T alone is the limit.
+CPU. Peers: F.cross_entropy(h @ W.T) and F.linear_cross_entropy; the product h @ W.T alone is the limit. The
+Fitzpatrick logistic loss is timed next to that of the logits as a whole, too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import fenchel
 
 SPEC, ROWS, ROUNDS = Spec("alpha:1.5"), 1024, 9
 NAMES = ("alpha:1.5", "alpha:2", "alpha:1.1", "js", "hellinger", "reverse-kl", "jeffreys", "kl")
+FITZPATRICK = "fitzpatrick"
 
 
 def main() -> None:
@@ -47,6 +49,10 @@ def main() -> None:
     }
     for name in NAMES:
         sides[name] = both_ways(partial(fenchel.linear_fenchel_young_loss, hidden, weight, target, name))
+    sides[FITZPATRICK] = both_ways(partial(fenchel.linear_fitzpatrick_logistic_loss, hidden, weight, target))
+    sides["fitzpatrick of h @ W.T"] = both_ways(
+        lambda: fenchel.fitzpatrick_logistic_loss(hidden @ weight.T, target)
+    )
     times = in_turns(sides, ROUNDS)
     peers = [times[name] for name in ("F.cross_entropy", "F.linear_cross_entropy")]
     with torch.no_grad():
@@ -55,7 +61,8 @@ def main() -> None:
             name: float((fenchel.f_softargmax(logits, name) > 0).sum(-1).float().mean()) for name in NAMES
         }
         loss = float(fenchel.fenchel_young_loss(logits, target, SPEC.divergence))
-    ratios = {name: max(ratio(times[name], peer) for peer in peers) for name in ("h @ W.T alone", *NAMES)}
+    ours = ("h @ W.T alone", *NAMES, FITZPATRICK)
+    ratios = {name: max(ratio(times[name], peer) for peer in peers) for name in ours}
     record(
         "head",
         {

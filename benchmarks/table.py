@@ -88,8 +88,11 @@ def head() -> Iterator[Row]:
     for name in ("alpha:1.5", "alpha:2"):
         support = figures["support"][name]
         yield f"{work}, {name} (support {support:.0f})", "the faster cross-entropy", f"{ratios[name]:.2f}"
-    dense = [ratios[name] for name in ratios if name not in ("alpha:1.5", "alpha:2", "h @ W.T alone")]
+    others = ("alpha:1.5", "alpha:2", "h @ W.T alone", "fitzpatrick")
+    dense = [ratios[name] for name in ratios if name not in others]
     yield f"{work}, dense f and kl", "the faster cross-entropy", span(dense)
+    if "fitzpatrick" in ratios:
+        yield f"{work}, Fitzpatrick logistic", "the faster cross-entropy", f"{ratios['fitzpatrick']:.2f}"
     yield "of that, the product of hidden states and head alone", "", f"{ratios['h @ W.T alone']:.2f}"
 
 

@@ -33,6 +33,8 @@ def test_brute_force(space: ConfigurationSpace, chunk: int) -> None:
     every = space.enumerate(dtype=torch.float64)
     found = best_configuration(partial(energy, x), every, chunk=chunk)
     torch.testing.assert_close(found, every[energy(x, every.unsqueeze(0)).argmax(-1)])
+    tied = best_configuration(lambda y: torch.zeros(y.shape[:-1]), every, chunk=chunk)
+    torch.testing.assert_close(tied, every[:1])  # at ties the first
 
 
 @pytest.mark.parametrize("space", SPACES, ids=repr)
@@ -116,7 +118,7 @@ def test_energies_that_are_no_numbers() -> None:
         return torch.where(y.sum(-1) == 1, torch.nan, 0.0)
 
     space, start = Subsets(2), torch.zeros(1, 1, 2)
-    message = r"the energies \(1, \d\) hold nan at \(0, [01]\)"
+    message = r"energies of shape \(1, \d\) holds nan at \(0, [01]\)"
     with pytest.raises(InputError, match=message):
         best_configuration(nan_at_one, space.enumerate())
     with pytest.raises(InputError, match=message):

@@ -14,6 +14,7 @@ from fenchel import (
     InputError,
     binary_fitzpatrick_logistic_loss,
     binary_fitzpatrick_sparsemax_loss,
+    fenchel_young_loss,
     fitzpatrick_logistic_loss,
     fitzpatrick_sparsemax_loss,
 )
@@ -67,10 +68,12 @@ def test_logistic_lies_between_zero_and_binary_cross_entropy() -> None:
     torch.testing.assert_close(at_link, torch.zeros_like(s), rtol=0, atol=1e-15)
 
 
-def test_sparsemax_is_zero_on_its_link_alone() -> None:
+def test_sparsemax_lies_under_its_twin_and_is_zero_on_its_link_alone() -> None:
     s, y = points()
     loss = binary_fitzpatrick_sparsemax_loss(s, y, reduction="none")
-    assert (loss >= 0).all()
+    scores, proportions = torch.stack([s, torch.zeros_like(s)], -1), torch.stack([y, 1 - y], -1)
+    twin = fenchel_young_loss(scores, proportions, "alpha:2", reduction="none")
+    assert (loss >= 0).all() and (loss <= twin + 1e-12 * (1 + s.abs())).all()
     link = ((s + 1) / 2).clamp(0, 1)
     assert torch.equal(loss == 0, y == link)
 
@@ -120,6 +123,13 @@ def test_reductions_weights_and_types(binary: Loss, of_classes: Loss) -> None:
         (torch.zeros(2), torch.tensor([0.5, math.nan]), {}, r"in \[0, 1\], received nan"),
         (torch.zeros(2), [0.0, 1.0], {}, "target must be a tensor, received list"),
         (torch.zeros(2), torch.zeros(2), {"weight": 2.0}, "weight must be a tensor, received float"),
+        (
+            torch.zeros(2),
+            torch.zeros(2),
+            {"weight": torch.tensor([1.0, -2.0])},
+            ">= 0 and finite, received -2",
+        ),
+        (torch.zeros(2), torch.zeros(2), {"weight": torch.tensor(math.nan)}, ">= 0 and finite, received nan"),
         (torch.tensor([math.nan]), torch.zeros(1), {}, "logits must be finite, received nan"),
         (torch.zeros(2).long(), torch.zeros(2), {}, "received torch.int64"),
         (torch.zeros(2), torch.zeros(2), {"weight": torch.ones(3)}, r"broadcast to logits \(2,\)"),

@@ -86,14 +86,56 @@ def test_is_the_supremum_of_its_definition_over_a_grid(case: Case) -> None:
 @pytest.mark.parametrize("classes", [2, 7, 1000])
 def test_lies_between_zero_and_the_fenchel_young_loss(case: Case, kind: str, classes: int) -> None:
     torch.manual_seed(1)
-    for scale in (1e-6, 1.0, 30.0, 1e3):
+    for scale in (1e-12, 1e-6, 1.0, 30.0, 1e3, 1e8, 1e30):
         logits = normal(300 if classes < 10 else 20, classes, scale=scale)
         logits[::3] = logits[::3].round()  # ties
         y = targets(kind, logits, case.divergence)
         loss = case.loss(logits, y, reduction="none")
         twin = fenchel_young_loss(logits, y, case.divergence, reduction="none")
         assert (loss >= 0).all()
-        assert (loss <= twin + 1e-12).all()
+        assert (loss <= twin + (1e-12 if scale <= 1e3 else 1e-15 * scale)).all()  # what rounding of θ does
+
+
+def exact_logistic(logits: list[float], y: list[float]) -> tuple[mpmath.mpf, list[mpmath.mpf]]:
+    """The loss and its gradient, by bisection for λ in high precision."""
+    pairs = [(mpmath.mpf(t), mpmath.mpf(p)) for t, p in zip(logits, y, strict=True)]
+    top = max(t for t, _ in pairs)
+    lse = top + mpmath.log(sum(mpmath.e ** (t - top) for t, _ in pairs))
+
+    def omega(x: mpmath.mpf) -> mpmath.mpf:
+        """W(e^x)."""
+        if x < 300:
+            return mpmath.lambertw(mpmath.e**x).real
+        w = x - mpmath.log(x)
+        for _ in range(8):
+            w -= (w + mpmath.log(w) - x) / (1 + 1 / w)
+        return w
+
+    def best(shift: mpmath.mpf) -> list[mpmath.mpf]:
+        return [p / omega(mpmath.log(p) + shift - t) if p else mpmath.e ** (t - shift) for t, p in pairs]
+
+    low, high = lse, lse + 1
+    for _ in range(180):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(best(middle)) > 1 else (low, middle)
+    gradient = [v - p for v, (_, p) in zip(best(low), pairs, strict=True)]
+    return sum(g**2 / v for g, v in zip(gradient, best(low), strict=True)), gradient
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 800.0, 1e30])
+def test_logistic_of_proportions_is_that_of_high_precision(scale: float) -> None:
+    torch.manual_seed(11)
+    for y in ([0.2, 0.5, 0.3], [0.0, 1.0, 0.0], [0.5, 0.5, 0.0], [1.0, 1e-200, 0.0], [1e-9, 0.0, 1 - 1e-9]):
+        logits = normal(3, scale=scale)
+        if y[1] == y[0]:
+            logits[1] = logits[0]
+        logits.requires_grad_()
+        loss = fitzpatrick_logistic_loss(logits, torch.tensor(y, dtype=torch.float64))
+        (gradient,) = torch.autograd.grad(loss, logits)
+        with mpmath.workdps(80):
+            exact, slopes = exact_logistic(logits.tolist(), y)
+        assert loss.item() == pytest.approx(float(exact), rel=1e-12, abs=1e-14)
+        assert gradient.tolist() == pytest.approx([float(g) for g in slopes], rel=1e-12, abs=1e-14)
 
 
 @CASES
@@ -299,6 +341,16 @@ def test_large_scores_in_float32(case: Case) -> None:
     torch.testing.assert_close(
         gradient.double(), torch.autograd.grad(exact.sum(), exact_logits)[0], rtol=1e-5, atol=1e-6
     )
+
+
+@CASES
+@pytest.mark.parametrize("level", [-1e30, 1e8, 1e17])
+def test_ties_far_from_zero_are_ties(case: Case, level: float) -> None:
+    """The target keeps its digits beside scores of any size."""
+    y = torch.tensor([0.2, 0.7, 0.1])
+    for dtype in (torch.float32, torch.float64):
+        found = case.loss(torch.full((3,), level, dtype=dtype), y.to(dtype))
+        torch.testing.assert_close(found, case.loss(torch.zeros(3, dtype=dtype), y.to(dtype)))
 
 
 def test_the_fixed_number_of_steps_is_enough() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fenchel import InputError, fitzpatrick_logistic_loss, linear_fitzpatrick_logistic_loss
 
@@ -78,18 +82,32 @@ def test_a_label_that_is_masked_is_infinite_and_harms_no_other_row(impl: str) ->
     assert torch.isfinite(gradient).all()
 
 
-def test_no_more_than_a_chunk_of_logits_is_saved() -> None:
+@pytest.mark.parametrize("kind", ["labels", "smoothed", "weighed"])
+def test_no_more_than_a_chunk_of_logits_is_ever_made(kind: str) -> None:
     rows, classes, chunk = 64, 512, 8
     h, w = normal(rows, 4).requires_grad_(), normal(classes, 4, seed=1).requires_grad_()
-    held: list[int] = []
+    target = torch.arange(rows)
+    sizes: list[int] = []
 
-    def pack(x: Tensor) -> Tensor:
-        held.append(x.numel())
-        return x
+    def step() -> None:
+        if kind == "weighed":  # rows of unequal gradients
+            losses = linear_fitzpatrick_logistic_loss(h, w, target, chunk=chunk, reduction="none")
+            (losses * normal(rows, seed=2)).sum().backward()
+            return
+        smoothing = 0.1 if kind == "smoothed" else 0.0
+        linear_fitzpatrick_logistic_loss(h, w, target, chunk=chunk, label_smoothing=smoothing).backward()
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        linear_fitzpatrick_logistic_loss(h, w, torch.arange(rows), chunk=chunk)
-    assert max(held) < rows * classes // 4
+    class Sizes(TorchDispatchMode):
+        """Of every tensor that is made, forward and backward."""
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            sizes.extend(x.untyped_storage().size() for x in tree_leaves(out) if isinstance(x, Tensor))
+            return out
+
+    with Sizes():
+        step()
+    assert max(sizes) <= 8 * chunk * classes
 
 
 def test_transformed_and_compiled() -> None:

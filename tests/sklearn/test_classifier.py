@@ -182,6 +182,8 @@ def test_progress_and_what_did_not_converge(capsys: pytest.CaptureFixture[str]) 
     assert printed[1].startswith("[FenchelYoungClassifier] iteration 11: objective 0.")
     with pytest.warns(ConvergenceWarning, match="did not converge in max_iter=2"):
         FenchelYoungClassifier(max_iter=2).fit(X, y)
+    with pytest.warns(ConvergenceWarning, match="did not converge after 0 steps"):  # no step goes down
+        FenchelYoungClassifier().fit(1e150 * X, y)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         FenchelYoungClassifier().fit(X, y)
@@ -197,6 +199,7 @@ def test_progress_and_what_did_not_converge(capsys: pytest.CaptureFixture[str]) 
         ({"alpha": -1.0}, "alpha must be a number, at least 0 and finite, received -1.0"),
         ({"alpha": math.inf}, "alpha must be a number, at least 0 and finite, received inf"),
         ({"max_iter": 0}, "max_iter must be an integer, at least 1, received 0"),
+        ({"max_iter": True}, "max_iter must be an integer, at least 1, received True"),
         ({"max_iter": 2.5}, r"max_iter must be an integer, at least 1, received 2\.5"),
         ({"alpha": "auto"}, "alpha must be a number, at least 0 and finite, received 'auto'"),
         ({"tol": None}, "tol must be a number, positive and finite, received None"),

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 from torch import nn
 
-from fenchel import f_softargmax
+from fenchel import divergence, f_softargmax
 from fenchel.errors import InputError
 from fenchel.nn import PairwiseEnergy, Subsets
 from fenchel.sklearn import MultilabelEnergyClassifier, _energy
@@ -169,9 +169,11 @@ def test_more_labels_than_can_be_enumerated(name: str) -> None:
     marginals = model.predict_proba(X[:4])
     assert ((marginals >= 0) & (marginals <= 1)).all()
     np.testing.assert_allclose(model.predict_proba(X[2:4]), marginals[2:], atol=1e-12)
+    tau = torch.tensor(model.log_partition(X[:4])).unsqueeze(-1)
+    p = divergence(name).conjugate_derivative(model.energy_(x[:4], every.unsqueeze(0)) - tau)
+    expected = p @ every / p.sum(-1, keepdim=True)
+    assert np.abs(marginals - expected.numpy()).mean() < 0.05
     if name == "generalized-kl":
-        p = model.energy_(x[:4], every.unsqueeze(0)).softmax(-1)
-        assert np.abs(marginals - (p @ every).numpy()).mean() < 0.05
         np.testing.assert_allclose(
             model.exact_log_partition(X[:4]),
             (torch.logsumexp(model.energy_(x[:4], every.unsqueeze(0)), -1) - 14 * math.log(2)).numpy(),
@@ -247,11 +249,50 @@ def test_rare_labels_need_samples_near_the_data() -> None:
     assert np.abs(model.predict_proba(X[400:]) - marginals).mean() < 0.05
 
 
-def test_early_stopping_keeps_the_best() -> None:
+def fixed(score: float, coupling: float) -> Any:
+    """A maker of energies x ↦ score x for every label and one coupling for all pairs."""
+
+    def make(features: int, space: Subsets) -> PairwiseEnergy:
+        energy = PairwiseEnergy(nn.Linear(features, space.width), space)
+        nn.init.constant_(energy.network.weight, score)
+        nn.init.zeros_(energy.network.bias)
+        nn.init.constant_(energy.constant, coupling)
+        return energy
+
+    return make
+
+
+def test_the_search_begins_at_the_mode_without_couplings_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start at random ends where most of its labels are: all in or all out, whatever the input says."""
+    monkeypatch.setattr(_energy, "RESTARTS", 1)
+    X, Y = np.array([[1.0], [-1.0]] * 4), np.eye(8, 14, dtype=int)
+    model = quick(fixed(0.1, 1.0), max_epochs=1, learning_rate=1e-12).fit(X, Y)
+    np.testing.assert_array_equal(model.predict(X[:2]), [[1] * 14, [0] * 14])
+
+
+def test_the_log_partition_begins_at_the_best_constant() -> None:
+    X, Y = np.ones((8, 1)), np.eye(8, 4, dtype=int)
+    model = quick(fixed(3.0, 0.0), max_epochs=1, learning_rate=1e-12).fit(X, Y)
+    exact = model.exact_log_partition(X)
+    np.testing.assert_allclose(exact, 4 * math.log(math.cosh(1.5)))
+    np.testing.assert_allclose(model.log_partition(X), exact, atol=0.3)
+
+
+def test_early_stopping_keeps_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     X, Y = problem(n=80, d=20)
+    stoppers = []
+
+    class Kept(_Stopper):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            stoppers.append(self)
+
+    monkeypatch.setattr(_energy, "_Stopper", Kept)
     options = {"max_epochs": 100, "samples": None, "alpha": 0.0, "learning_rate": 0.05}
     model = quick(early_stopping=True, validation_fraction=0.3, n_iter_no_change=5, **options).fit(X, Y)
     assert model.n_iter_ == len(model.loss_curve_) < 100
+    stopper = stoppers[0]
+    assert float(model._loss(stopper.x, stopper.y, torch.Generator().manual_seed(seed_of(0)))) == stopper.best
     assert quick(**options).fit(X, Y).n_iter_ == 100
 
 
@@ -349,14 +390,17 @@ def test_the_global_generator_is_left_alone() -> None:
         ),
         ({"energy": "assignment"}, "received 'assignment'"),
         ({"divergence": "klx"}, "klx"),
-        ({"samples": 0}, "samples must be a whole number of at least 1, or None"),
-        ({"max_epochs": 0}, "max_epochs must be a whole number of at least 1, received 0"),
-        ({"partition_epochs": -1}, "partition_epochs must be a whole number of at least 0, received -1"),
-        ({"alpha": -1.0}, "alpha must be >= 0"),
-        ({"alpha": math.nan}, r"alpha must be >= 0 .* received nan"),
-        ({"learning_rate": math.inf}, r"learning_rate > 0, both finite, received 0.0001 and inf"),
-        ({"samples": 2.5}, r"samples must be a whole number of at least 1, or None .* received 2\.5"),
-        ({"batch_size": 2.5}, r"batch_size must be a whole number of at least 1, received 2\.5"),
+        ({"samples": 0}, "samples must be an integer, at least 1, or None for the exact loss, received 0"),
+        ({"max_epochs": 0}, "max_epochs must be an integer, at least 1, received 0"),
+        ({"partition_epochs": -1}, "partition_epochs must be an integer, at least 0, received -1"),
+        ({"alpha": -1.0}, "alpha must be a number, at least 0 and finite, received -1.0"),
+        ({"alpha": math.nan}, "alpha must be a number, at least 0 and finite, received nan"),
+        ({"learning_rate": math.inf}, "learning_rate must be a number, positive and finite, received inf"),
+        ({"learning_rate": None}, "learning_rate must be a number, positive and finite, received None"),
+        ({"tol": 0.0}, "tol must be a number, positive and finite, received 0.0"),
+        ({"batch_size": True}, "batch_size must be an integer, at least 1, received True"),
+        ({"samples": 2.5}, r"samples must be an integer, at least 1, or None .* received 2\.5"),
+        ({"batch_size": 2.5}, r"batch_size must be an integer, at least 1, received 2\.5"),
         ({"hidden_layer_sizes": 64}, r"hidden_layer_sizes must be widths such as \(64,\), received 64"),
         ({"partition_layer_sizes": (0,)}, r"partition_layer_sizes must be widths .* received \(0,\)"),
         ({"reference": "frequency"}, "reference must be one of uniform, frequencies, received 'frequency'"),
@@ -378,6 +422,8 @@ def test_an_energy_that_diverges_is_said_so() -> None:
     X, Y = problem(n=20)
     with pytest.raises(InputError, match=r"the loss became inf: .* Give more samples"):
         quick("linear", learning_rate=1e6).fit(X, Y)
+    with pytest.raises(InputError, match=r"the loss became inf: .* another divergence than 'js'"):
+        quick(divergence="js").fit(X, Y)
 
 
 def test_bad_data() -> None:
@@ -396,11 +442,13 @@ def test_bad_data() -> None:
     with pytest.raises(InputError, match=r"is for sets of labels, and y has one dimension"):
         quick(reference="frequencies").fit(X, Y[:, 0])
     model.fit(X, Y)
+    with pytest.raises(InputError, match=r"row \(0,\) must be a row of 0 and 1, received \["):
+        model.score(X, Y + 5)
     with pytest.raises(ValueError, match=r"4 features, but .* expecting 5 features"):
         model.predict(X[:, :4])
     with pytest.raises(InputError, match=r"the 4 labels of fit, received shape \(20, 3\)"):
         model.score(X, Y[:, :3])
-    with pytest.raises(InputError, match=r"y has the class np.str_\('z'\); fit saw \['a', 'b'\]"):
+    with pytest.raises(InputError, match=r"y has the class 'z'; fit saw \['a', 'b'\]"):
         quick(max_epochs=1).fit(X, np.array(["a", "b"] * 10)).score(X, np.array(["a", "z"] * 10))
     with pytest.raises(InputError, match=r"2\^21.0 configurations, and at most 2\^20"):
         quick(max_epochs=1).fit(X, np.tile(Y, 6)[:, :21]).exact_log_partition(X)

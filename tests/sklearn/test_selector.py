@@ -15,8 +15,8 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from fenchel import InputError
-from fenchel.sklearn import SoftTopKSelector
+from fenchel import InputError, topk_mask
+from fenchel.sklearn import SoftTopKSelector, selector
 
 FEW = {"max_epochs": 20, "random_state": 0}
 
@@ -125,6 +125,19 @@ def test_constant_features_are_never_selected() -> None:
         SoftTopKSelector(10, **FEW).fit(x, y)
 
 
+def test_the_regularization_falls_from_the_first_to_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def spied(scores: Any, k: int, *, regularization: float, p: float) -> Any:
+        seen.append(regularization)
+        return topk_mask(scores, k, regularization=regularization, p=p)
+
+    monkeypatch.setattr(selector, "topk_mask", spied)
+    x, y = regression(0)
+    SoftTopKSelector(3, regularization=(1.0, 0.01), max_epochs=5, batch_size=128, random_state=0).fit(x, y)
+    np.testing.assert_allclose(seen, np.geomspace(1.0, 0.01, 5))
+
+
 def test_verbose_tells_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
     x, y = regression(6, n=40)
     model = SoftTopKSelector(3, max_epochs=4, verbose=2, random_state=0).fit(x, y)
@@ -138,11 +151,16 @@ def test_verbose_tells_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
         ({"n_features_to_select": 0}, r"in \[1, 3\], the number of features, received 0"),
         ({"n_features_to_select": 4}, "received 4"),
         ({"n_features_to_select": 1.5}, "received 1.5"),
-        ({"alpha": -1.0}, "alpha must be at least 0 and finite, received -1.0"),
-        ({"max_epochs": 0}, "max_epochs must be at least 1 and finite, received 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive and finite, received 0.0"),
+        ({"alpha": -1.0}, "alpha must be a number, at least 0 and finite, received -1.0"),
+        ({"max_epochs": 0}, "max_epochs must be an integer, at least 1, received 0"),
+        ({"batch_size": 2.5}, "batch_size must be an integer, at least 1, received 2.5"),
+        ({"learning_rate": 0.0}, "learning_rate must be a number, positive and finite, received 0.0"),
+        ({"alpha": "x"}, "alpha must be a number, at least 0 and finite, received 'x'"),
         ({"loss": "hinge"}, "loss must be one of auto, softmax, squared, received 'hinge'"),
         ({"p": 3.0}, r"p must be in \(1, 2\], received 3.0"),
+        ({"p": "x"}, "p must be a number, positive and finite, received 'x'"),
+        ({"regularization": (1.0, 0.1, 0.1)}, r"must be two numbers, .* received \(1.0, 0.1, 0.1\)"),
+        ({"regularization": "ab"}, "must be two numbers, .* received 'ab'"),
         ({"regularization": (1.0, 0.0)}, "regularization must be positive and finite, received 0.0"),
         ({"regularization": (1.0, -0.5)}, "regularization must be positive and finite, received -0.5"),
         ({"regularization": 0.1}, "regularization must be two numbers, .* received 0.1"),

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fenchel.checks import holds
 from fenchel.errors import InputError
+from fenchel.operators._inputs import check_numbers
 
 Energies = Callable[[Tensor], Tensor]
 
@@ -44,7 +44,7 @@ def best_configuration(energies: Energies, configurations: Tensor, *, chunk: int
     best: Tensor | None = None
     top: Tensor | None = None
     for part in configurations.split(chunk):
-        value, index = _numbers(energies(part.unsqueeze(0))).max(-1)
+        value, index = check_numbers(energies(part.unsqueeze(0)), "energies").max(-1)
         if best is None or top is None:
             best, top = part[index], value
         else:
@@ -90,13 +90,13 @@ def local_search(
     """
     if start.dim() != 3 or not start.shape[1]:
         raise InputError(f"start must be (rows, restarts, m), received {tuple(start.shape)}")
-    y, value = start, _numbers(energies(start))
+    y, value = start, check_numbers(energies(start), "energies")
     rows, restarts, width = y.shape
     for _ in range(max_steps):
         near = neighbours(y)
         if not near.shape[-2]:
             break
-        found = _numbers(energies(near.reshape(rows, -1, width))).reshape(rows, restarts, -1)
+        found = check_numbers(energies(near.reshape(rows, -1, width)), "energies").reshape(rows, restarts, -1)
         best, index = found.max(-1)
         better = best > value
         if not better.any():
@@ -157,7 +157,7 @@ def gibbs_marginals(
         for i in range(y.shape[-1]):
             states = y.repeat(1, 2, 1)
             states[:, :chains, i], states[:, chains:, i] = 0.0, 1.0
-            out, within = _numbers(log_density(states)).split(chains, 1)
+            out, within = check_numbers(log_density(states), "energies").split(chains, 1)
             p = torch.sigmoid(within - out)
             p = torch.where(torch.isnan(p), y[..., i], p)  # neither is possible: it stays
             y[..., i] = (torch.rand(chains, generator=generator, dtype=p.dtype, device=p.device) < p).to(
@@ -166,11 +166,3 @@ def gibbs_marginals(
             if sweep >= warm_up:
                 total[:, i] += p.mean(-1)
     return total / sweeps
-
-
-def _numbers(energies: Tensor) -> Tensor:
-    bad = torch.isnan(energies)
-    if not holds(~bad):
-        where = tuple(torch.nonzero(bad)[0].tolist())
-        raise InputError(f"the energies {tuple(energies.shape)} hold nan at {where}; look at the inputs")
-    return energies

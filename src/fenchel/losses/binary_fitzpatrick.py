@@ -26,14 +26,14 @@ def binary_fitzpatrick_logistic_loss(
     Args:
         logits: scores s, any shape, any float dtype; half types are computed in float32.
         target: y in [0, 1], the shape of logits (differentiable).
-        weight: of every loss, broadcastable to logits. The mean divides by the number of losses.
+        weight: of every loss, >= 0, broadcastable to logits. The mean divides by the number of losses.
         reduction: "mean", "sum" or "none".
 
     Returns:
         The loss in nats, in the dtype of logits: a scalar, or the shape of logits for "none".
 
     Raises:
-        InputError: shapes that differ, a target outside [0, 1], a logit that is not finite.
+        InputError: shapes that differ, a target outside [0, 1], a logit that is not finite, a weight below 0.
 
     Example:
         >>> import torch
@@ -57,19 +57,20 @@ def binary_fitzpatrick_sparsemax_loss(
     L(y, s) = (q - y) (s + 1 - 2q), with q = (2y + s + 1) / 4 held in [0, 1]: 2 (q - y)² between these bounds,
     and linear in s beyond.
 
-    L >= 0, with L = 0 if and only if y = (s + 1) / 2 held in [0, 1]. Its gradient in s is q - y.
+    0 <= L <= the sparsemax loss of the two classes, with L = 0 if and only if y = (s + 1) / 2 held in [0, 1].
+    Its gradient in s is q - y.
 
     Args:
         logits: scores s, any shape, any float dtype; half types are computed in float32.
         target: y in [0, 1], the shape of logits (differentiable).
-        weight: of every loss, broadcastable to logits. The mean divides by the number of losses.
+        weight: of every loss, >= 0, broadcastable to logits. The mean divides by the number of losses.
         reduction: "mean", "sum" or "none".
 
     Returns:
         The loss, in the dtype of logits: a scalar, or the shape of logits for "none".
 
     Raises:
-        InputError: shapes that differ, a target outside [0, 1], a logit that is not finite.
+        InputError: shapes that differ, a target outside [0, 1], a logit that is not finite, a weight below 0.
 
     Example:
         >>> import torch
@@ -110,6 +111,9 @@ def _prepare(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def _finish(losses: Tensor, weight: Tensor | None, reduction: str, logits: Tensor) -> Tensor:
     if weight is not None:
         check_tensor(weight, "weight")
+        good = (weight >= 0) & torch.isfinite(weight)
+        if not holds(good):
+            raise InputError(f"weight must be >= 0 and finite, received {float(weight[~good][0])}")
         try:
             losses = losses * weight.to(losses.dtype).expand(losses.shape)
         except RuntimeError:

@@ -7,13 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from fenchel.checks import holds
 from fenchel.divergences import FDivergence
 from fenchel.divergences import divergence as find
 from fenchel.errors import InputError
 from fenchel.losses.reduce import check_rows, reduce
 from fenchel.operators import f_softmax
-from fenchel.operators._inputs import check_axis
+from fenchel.operators._inputs import check_axis, check_numbers
 
 DEFAULT = "generalized-kl"
 
@@ -85,9 +84,9 @@ def joint_partition_loss(
         kept = mask.bool()
         g, tau = torch.where(kept, g, 0.0), torch.where(kept, tau, 0.0)
         sampled = torch.where(kept.unsqueeze(-1), sampled, 0.0)
-    _check_numbers(g, "energy")
-    _check_numbers(sampled, "sampled_energies")
-    _check_numbers(tau, "log_partition", finite=True)
+    check_numbers(g, "energy")
+    check_numbers(sampled, "sampled_energies")
+    check_numbers(tau, "log_partition", finite=True)
     expected = _conjugate(record, sampled - tau.unsqueeze(-1)).mean(-1)
     return reduce(tau + expected - g, reduction=reduction, mask=mask).to(energy.dtype)
 
@@ -138,8 +137,8 @@ def exact_partition_loss(
     if mask is not None:
         g = torch.where(mask.bool(), g, 0.0)
         energies = torch.where(mask.bool().unsqueeze(-1), energies, 0.0)
-    _check_numbers(g, "energy")
-    _check_numbers(energies, "all_energies")
+    check_numbers(g, "energy")
+    check_numbers(energies, "all_energies")
     q = 1 / energies.shape[-1] if reference is None else reference
     value = f_softmax(energies, divergence, reference=q)
     return reduce(value - g, reduction=reduction, mask=mask).to(energy.dtype)
@@ -171,10 +170,3 @@ def _check_rows_of(energy: Tensor, energies: Tensor, name: str) -> None:
             f"{name} must have the shape of energy and one more axis, {(*energy.shape, '*')}, received "
             f"{tuple(energies.shape)}"
         )
-
-
-def _check_numbers(values: Tensor, name: str, *, finite: bool = False) -> None:
-    bad = ~torch.isfinite(values) if finite else torch.isnan(values)
-    if not holds(~bad):
-        where = tuple(torch.nonzero(bad)[0].tolist())
-        raise InputError(f"{name} of shape {tuple(values.shape)} holds {float(values[where])} at {where}")

@@ -48,6 +48,16 @@ def class_last(x: Tensor, dim: int) -> Tensor:
     return x.movedim(dim, -1).to(torch.promote_types(x.dtype, torch.float32))
 
 
+def check_numbers(values: Tensor, name: str, *, finite: bool = False) -> Tensor:
+    """The values; raises InputError for a NaN, or what is not finite, where looking is free."""
+    bad = ~torch.isfinite(values) if finite else torch.isnan(values)
+    if not holds(~bad):
+        where = tuple(torch.nonzero(bad)[0].tolist())
+        found = float(values.detach()[where])
+        raise InputError(f"{name} of shape {tuple(values.shape)} holds {found} at {where}")
+    return values
+
+
 def check_temperature(temperature: float) -> None:
     """Raise InputError unless scores can be divided by it."""
     if not 0 < temperature < float("inf"):

@@ -36,7 +36,7 @@ from fenchel.nn.energies import (
     mlp,
 )
 from fenchel.operators import f_threshold
-from fenchel.sklearn._fitting import lbfgs, minibatch
+from fenchel.sklearn._fitting import AT_LEAST_0, POSITIVE, SHARE, check_options, lbfgs, minibatch, whole
 
 Array = NDArray[Any]
 EXPONENTIAL = ("kl", "generalized-kl")
@@ -116,26 +116,18 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _check_parameters(self) -> None:
         find(self.divergence)
-        if self.samples is not None and not _is_count(self.samples, 1):
-            raise InputError(
-                "samples must be a whole number of at least 1, or None for the exact loss, received "
-                f"{self.samples!r}"
-            )
-        counts = {"max_epochs": 1, "partition_epochs": 0, "batch_size": 1, "n_iter_no_change": 1}
-        for name, least in counts.items():
-            if not _is_count(value := getattr(self, name), least):
-                raise InputError(f"{name} must be a whole number of at least {least}, received {value!r}")
+        one = whole(1)
+        check_options(self, max_epochs=one, partition_epochs=whole(0), batch_size=one, n_iter_no_change=one)
+        check_options(self, alpha=AT_LEAST_0, learning_rate=POSITIVE, tol=POSITIVE)
+        if self.samples is not None:
+            check_options(self, samples=one._replace(said=f"{one.said}, or None for the exact loss"))
+        if self.early_stopping:
+            check_options(self, validation_fraction=SHARE)
         for name in ("hidden_layer_sizes", "partition_layer_sizes"):
             value = getattr(self, name)
-            if not isinstance(value, Sequence) or not all(_is_count(width, 1) for width in value):
+            widths = value if isinstance(value, Sequence) else (0,)
+            if not all(isinstance(width, Integral) and int(width) >= 1 for width in widths):
                 raise InputError(f"{name} must be widths such as (64,), received {value!r}")
-        if not 0 <= self.alpha < math.inf or not 0 < self.learning_rate < math.inf:
-            raise InputError(
-                f"alpha must be >= 0 and learning_rate > 0, both finite, received {self.alpha} and "
-                f"{self.learning_rate}"
-            )
-        if self.early_stopping and not 0 < self.validation_fraction < 1:
-            raise InputError(f"validation_fraction must be in (0, 1), received {self.validation_fraction}")
 
     def _check_exact(self) -> None:
         if not self._is_small and self._independent is None:
@@ -214,9 +206,12 @@ class EnergyEstimator(BaseEstimator):  # type: ignore[misc]
             rows = train[indices]
             value = self._loss(_dense(X, rows), y[rows], generator)
             if not torch.isfinite(value):
+                bounded = self.samples is not None and math.isfinite(find(self.divergence).slope)
                 raise InputError(
-                    f"the loss became {value.item()}: energies rose where no sample fell. Give more samples, "
-                    "a smaller learning_rate, a larger alpha, scaled features, or energy='linear' or 'mlp'"
+                    f"the loss became {value.item()}: energies rose where no sample fell. Give "
+                    + (f"another divergence than {self.divergence!r}, whose f* is bounded, " * bounded)
+                    + "more samples, a smaller learning_rate, a larger alpha, scaled features, or "
+                    "energy='linear' or 'mlp'"
                 )
             penalty = sum((weight.square().sum() for weight in penalised), start=value.new_zeros(()))
             return value + 0.5 * self.alpha * penalty
@@ -346,10 +341,6 @@ class _Stopper:
     def restore(self) -> None:
         for module, weights in zip(self.modules, self.kept, strict=True):
             module.load_state_dict(weights)
-
-
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, Integral) and int(value) >= least
 
 
 def _dense(X: Any, rows: Tensor | None = None) -> Tensor:

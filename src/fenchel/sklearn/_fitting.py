@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +13,37 @@ from scipy import optimize, sparse
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from fenchel.errors import InputError
+
 GRADIENT_NORM = 5.0  # the clip of mini-batch steps
 LINES = 10  # that a fit prints with verbose=1
+
+
+class Rule(NamedTuple):
+    """What an option of an estimator must be."""
+
+    kind: type
+    allows: Callable[[Any], bool]
+    said: str
+
+
+AT_LEAST_0 = Rule(Real, lambda x: x >= 0, "a number, at least 0 and finite")
+POSITIVE = Rule(Real, lambda x: x > 0, "a number, positive and finite")
+SHARE = Rule(Real, lambda x: 0 < x < 1, "a number in (0, 1)")
+
+
+def whole(least: int) -> Rule:
+    """An integer that is not below `least`."""
+    return Rule(Integral, lambda x: x >= least, f"an integer, at least {least}")
+
+
+def check_options(model: object, **rules: Rule) -> None:
+    """Raise InputError unless the attributes of these names are what they must be."""
+    for name, rule in rules.items():
+        value = getattr(model, name)
+        fits = isinstance(value, rule.kind) and not isinstance(value, bool)
+        if not (fits and np.isfinite(value) and rule.allows(value)):
+            raise InputError(f"{name} must be {rule.said}, received {value!r}")
 
 
 def tensor_of(X: Any) -> Tensor:
@@ -67,15 +97,22 @@ def lbfgs(
         jac=True,
         method="L-BFGS-B",
         callback=tell,
-        # The second rule of the method, on the change of the value, stops short of small tolerances.
-        options={"maxiter": max_iter, "maxls": 50, "gtol": tol, "ftol": 64 * np.finfo(float).eps},
+        options={
+            "maxiter": max_iter,
+            "maxls": 50,
+            "maxfun": 51 * max_iter,
+            "gtol": tol,
+            # This rule, on the change of the value, stops short of small tolerances.
+            "ftol": 64 * np.finfo(float).eps,
+        },
     )
     if verbose:
         print(f"[{name}] {found.nit} iterations: objective {found.fun:.6g}")
-    if found.nit >= max_iter:
+    if not found.success:
+        where = f"in max_iter={max_iter} iterations" if found.nit >= max_iter else f"after {found.nit} steps"
         warnings.warn(
-            f"{name} did not converge in max_iter={max_iter} iterations (largest gradient "
-            f"{np.abs(found.jac).max():.2g}, tol={tol}); increase max_iter, or scale the features",
+            f"{name} did not converge {where} (largest gradient {np.abs(found.jac).max():.2g}, tol={tol}); "
+            "increase max_iter, or scale the features",
             ConvergenceWarning,
             stacklevel=3,
         )

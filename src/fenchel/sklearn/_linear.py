@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from fenchel.divergences import divergence as find
 from fenchel.errors import InputError
 from fenchel.losses import fenchel_young_loss, fitzpatrick_logistic_loss, fitzpatrick_sparsemax_loss
 from fenchel.operators import f_softargmax
-from fenchel.sklearn._fitting import lbfgs, tensor_of
+from fenchel.sklearn._fitting import AT_LEAST_0, POSITIVE, check_options, lbfgs, tensor_of, whole
 
 Array = NDArray[Any]
 NEWTON_SIZE = 128  # coefficients up to which a Hessian is made
@@ -112,22 +111,13 @@ class LinearModel(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no t
         tags.input_tags.sparse = True
         return tags
 
-    def _check_options(self) -> None:
-        for name, value, kind, allowed, what in (
-            ("alpha", self.alpha, Real, lambda x: x >= 0, "a number, at least 0 and finite"),
-            ("max_iter", self.max_iter, Integral, lambda x: x >= 1, "an integer, at least 1"),
-            ("tol", self.tol, Real, lambda x: x > 0, "a number, positive and finite"),
-        ):
-            if not (isinstance(value, kind) and allowed(value) and np.isfinite(value)):
-                raise InputError(f"{name} must be {what}, received {value!r}")
-
     def _weights(self, sample_weight: Any, X: Any) -> Array:
         weights: Array = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         return weights
 
     def _minimise(self, X: Any, target: Tensor, weights: Array, outputs: int) -> None:
         """Find coef_ (outputs, d) and intercept_: one output stands for two classes, of scores 0 and s."""
-        self._check_options()
+        check_options(self, alpha=AT_LEAST_0, max_iter=whole(1), tol=POSITIVE)
         features = X.shape[1]
         if self.fit_intercept:
             ones = np.ones((X.shape[0], 1))

@@ -213,15 +213,19 @@ class MultilabelEnergyClassifier(ClassifierMixin, EnergyEstimator):  # type: ign
         """The share of examples whose whole set, or label, is right.
 
         Raises:
-            InputError: y has another number of labels than the training, or a class that it had not.
+            InputError: y has another number of labels than the training, a class that it had not, or what is
+                neither 0 nor 1.
         """
         y = y.toarray() if sparse.issparse(y) else np.asarray(y)
         check_is_fitted(self)
-        if self._multilabel and y.shape[1:] != self.classes_.shape:
-            raise InputError(f"y must have the {len(self.classes_)} labels of fit, received shape {y.shape}")
-        unseen = self.classes_[:0] if self._multilabel else np.setdiff1d(y, self.classes_)
-        if len(unseen):
-            raise InputError(f"y has the class {unseen[0]!r}; fit saw {self.classes_.tolist()}")
+        if self._multilabel:
+            if y.shape[1:] != self.classes_.shape:
+                raise InputError(
+                    f"y must have the {len(self.classes_)} labels of fit, received shape {y.shape}"
+                )
+            self.space_.validate(torch.tensor(y.astype(np.float64)))
+        elif len(unseen := np.setdiff1d(y, self.classes_)):
+            raise InputError(f"y has the class {unseen.tolist()[0]!r}; fit saw {self.classes_.tolist()}")
         return float(super().score(X, y, sample_weight))
 
     def _checked(self, X: Any) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor
 from fenchel.errors import InputError
 from fenchel.operators import topk_mask
 from fenchel.operators.topk import check_norm
-from fenchel.sklearn._fitting import minibatch, tensor_of
+from fenchel.sklearn._fitting import AT_LEAST_0, POSITIVE, check_options, minibatch, tensor_of, whole
 
 Array = NDArray[Any]
 LOSSES = ("auto", "softmax", "squared")
@@ -159,17 +159,11 @@ class SoftTopKSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]  # s
         return support
 
     def _check_options(self) -> None:
-        for name, value, allowed, what in (
-            ("alpha", self.alpha, self.alpha >= 0, "at least 0"),
-            ("max_epochs", self.max_epochs, self.max_epochs >= 1, "at least 1"),
-            ("batch_size", self.batch_size, self.batch_size >= 1, "at least 1"),
-            ("learning_rate", self.learning_rate, self.learning_rate > 0, "positive"),
-        ):
-            if not (allowed and np.isfinite(value)):
-                raise InputError(f"{name} must be {what} and finite, received {value!r}")
+        check_options(self, max_epochs=whole(1), batch_size=whole(1))
+        check_options(self, alpha=AT_LEAST_0, learning_rate=POSITIVE, p=POSITIVE)
         try:
-            first, last = self.regularization
-        except TypeError:
+            first, last = (float(value) for value in self.regularization)
+        except (TypeError, ValueError):  # not a pair, not of numbers
             raise InputError(
                 f"regularization must be two numbers, at the beginning and at the end, received "
                 f"{self.regularization!r}"

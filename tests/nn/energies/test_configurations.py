@@ -4,6 +4,7 @@ import itertools
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -148,3 +149,6 @@ def test_what_is_refused() -> None:
             kind(0)
         with pytest.raises(InputError, match=r"a whole number of at least 1, received 2\.5"):
             kind(2.5)
+        with pytest.raises(InputError, match="a whole number of at least 1, received True"):
+            kind(True)
+        assert kind(np.int64(3)) == kind(3) and kind(np.int64(3)).enumerate().shape[1] == 3

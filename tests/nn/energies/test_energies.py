@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 import pickle
 
@@ -154,6 +155,25 @@ def test_exact_decoding_is_that_of_enumeration(energy: UnaryEnergy | AssignmentE
     best = every[energy(x, every[None, None]).argmax(-1)]
     torch.testing.assert_close(energy.decode(x), best)
     assert energy.decode(x[:0]).shape == (0, 10, energy.space.width)
+
+
+def test_scores_that_are_no_numbers_are_not_decoded() -> None:
+    for space in (Subsets(3), OneHot(3), Permutations(3)):
+        with pytest.raises(InputError, match=r"scores of shape \(1, 3\) holds nan at \(0, 1\)"):
+            UnaryEnergy(nn.Identity(), space).decode(torch.tensor([[1.0, math.nan, 0.0]]))
+    with pytest.raises(InputError, match=r"scores of shape \(1, 4\) holds nan at \(0, 2\)"):
+        AssignmentEnergy(nn.Identity(), Permutations(2)).decode(torch.tensor([[1.0, 0.0, math.nan, 0.0]]))
+
+
+@every_energy
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_configurations_may_be_integers(energy: Energy, dtype: torch.dtype) -> None:
+    x, y = torch.randn(5, D).double(), energy.space.sample((5, 2), dtype=torch.float64)
+    assert torch.equal(energy(x, y.long()), energy(x, y))
+    low = copy.deepcopy(energy).to(dtype)
+    found = low(x.to(dtype), y.long())
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), energy(x, y), rtol=0.1, atol=0.1 + 10 * torch.finfo(dtype).eps)
 
 
 def test_renaming_the_labels_renames_the_answer() -> None:

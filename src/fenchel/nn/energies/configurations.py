@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +133,7 @@ class Subsets(ConfigurationSpace):
     reference: tuple[float, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        _check_width(self.width, 1)
+        object.__setattr__(self, "width", _whole(self.width))
         if self.reference is None:
             return
         object.__setattr__(self, "reference", tuple(map(float, self.reference)))
@@ -225,7 +226,7 @@ class OneHot(ConfigurationSpace):
     width: int
 
     def __post_init__(self) -> None:
-        _check_width(self.width, 1)
+        object.__setattr__(self, "width", _whole(self.width))
 
     @property
     def log_size(self) -> float:
@@ -295,7 +296,7 @@ class Permutations(ConfigurationSpace):
     width: int
 
     def __post_init__(self) -> None:
-        _check_width(self.width, 1)
+        object.__setattr__(self, "width", _whole(self.width))
 
     @property
     def log_size(self) -> float:
@@ -348,9 +349,10 @@ class Permutations(ConfigurationSpace):
         return f"a permutation of 1, ..., {self.width} (every position once)"
 
 
-def _check_width(width: int, least: int) -> None:
-    if not isinstance(width, int) or width < least:
-        raise InputError(f"width must be a whole number of at least {least}, received {width!r}")
+def _whole(width: int) -> int:
+    if not isinstance(width, Integral) or isinstance(width, bool) or width < 1:
+        raise InputError(f"width must be a whole number of at least 1, received {width!r}")
+    return int(width)
 
 
 def _pairs(width: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fenchel.errors import InputError
 from fenchel.nn.energies.configurations import ConfigurationSpace, Permutations
+from fenchel.operators._inputs import check_numbers
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
@@ -57,6 +58,8 @@ class Energy(nn.Module, ABC):
                 f"{(*x.shape[:-1], self.space.width)} or {(*x.shape[:-1], 'K', self.space.width)}, received "
                 f"{tuple(y.shape)}"
             )
+        if not y.is_floating_point():
+            y = y.to(torch.promote_types(x.dtype, y.dtype))
         if y.dim() == x.dim():
             return self.energies(x, y.unsqueeze(-2)).squeeze(-1)
         return self.energies(x, y)
@@ -98,8 +101,12 @@ class UnaryEnergy(Energy):
         return _products(self.network(x), self.space.unary(y))
 
     def decode(self, x: Tensor) -> Tensor:
-        """argmax_y q(y) e^g(x, y), exactly, (..., m): with q uniform, the configuration of highest energy."""
-        return self.space.unary_mode(self.network(x))
+        """argmax_y q(y) e^g(x, y), exactly, (..., m): with q uniform, the configuration of highest energy.
+
+        Raises:
+            InputError: a score is NaN (on CPU).
+        """
+        return self.space.unary_mode(check_numbers(self.network(x), "scores"))
 
     def log_partition(self, x: Tensor) -> Tensor:
         """log E_q exp g(x, y) in closed form, (...), for subsets and single labels.
@@ -265,11 +272,12 @@ class AssignmentEnergy(Energy):
 
         Raises:
             ImportError: SciPy is not installed; `fenchel.local_search` needs none.
+            InputError: a score is NaN.
         """
         from scipy.optimize import linear_sum_assignment
 
         k = self.space.width
-        scores: Tensor = self.network(x).detach()
+        scores = check_numbers(self.network(x).detach(), "scores")
         rows = scores.reshape(-1, k, k).to("cpu", torch.float64).numpy()
         positions = [torch.from_numpy(linear_sum_assignment(row, maximize=True)[1] + 1) for row in rows]
         if not positions:
