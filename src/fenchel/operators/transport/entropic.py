@@ -70,16 +70,13 @@ def entropic_transport(
     problem = prepare(cost, a, b, regularization, iterations, tolerance)
     log_a, log_b = (torch.where(x > 0, x, 1.0).log() for x in (problem.a, problem.b))
     log_mass = (0.5 * (problem.a.sum(-1) + problem.b.sum(-1))).log().unsqueeze(-1)
-    # The masses are constants of the scaled problem; its marginals carry their derivatives.
-    rows, columns = log_a.detach().unsqueeze(-1), (log_b - log_mass).detach().unsqueeze(-2)
-    scaled = zeros_out(problem.cost / regularization - rows - columns, problem.a, problem.b)
+    scaled = zeros_out(problem.cost / regularization, problem.a, problem.b)
     link = Scaling(iterations, tolerance)
     found = solve(Problem(scaled, problem.a, problem.b), link)
     plan = link.plan(found.slack(scaled))
 
-    half = 0.5 * (log_mass - log_mass.detach())
-    f = regularization * (found.row + found.row_step - (log_a - log_a.detach()) + half)
-    g = regularization * (found.column + found.column_step - (log_b - log_b.detach()) + half)
+    f = regularization * (found.row + found.row_step - log_a + 0.5 * log_mass)
+    g = regularization * (found.column + found.column_step - log_b + 0.5 * log_mass)
     f, g = (
         _complete(f, g, problem, log_b - log_mass, regularization),
         _complete(g, f, problem.transposed(), log_a - log_mass, regularization),
@@ -101,7 +98,7 @@ class Scaling:
     tolerance: float
 
     def plan(self, slack: Tensor) -> Tensor:
-        return slack.exp()
+        return slack.exp_()
 
     def slope(self, plan: Tensor) -> Tensor:
         return plan
@@ -109,7 +106,8 @@ class Scaling:
     def solve(self, problem: Problem) -> Potentials:
         cost, a, b = problem
         log_a, log_b = a.log(), b.log()
-        row, column = torch.zeros_like(a), torch.zeros_like(b)
+        # The independent plan, where the cost is 0.
+        row, column = _finite(log_a), _finite(log_b) - a.sum(-1, keepdim=True).log()
         if torch.compiler.is_compiling():
             for _ in range(self.iterations):
                 row, column = _log_update(cost, log_a, log_b, column)
@@ -121,7 +119,6 @@ class Scaling:
         largest = 20.0 if a.dtype == torch.float32 else 200.0
         done = 0
         while True:
-            # In place, since new memory costs more here than what is computed with it.
             kernel = torch.sub(row.unsqueeze(-1), cost).add_(column.unsqueeze(-2)).exp_()
             run = implementation("sinkhorn", None, kernel)
             s, t, reached = run(kernel, wanted, other, *spare, torch.ones_like(b), 0)

@@ -30,13 +30,15 @@ class Potentials(NamedTuple):
     column_step: Tensor
 
     def slack(self, cost: Tensor) -> Tensor:
-        """f_i + g_j - R_ij."""
-        reduced = cost - self.row.unsqueeze(-1) - self.column.unsqueeze(-2)
-        return self.row_step.unsqueeze(-1) + self.column_step.unsqueeze(-2) - reduced
+        """f_i + g_j - R_ij, in memory of its own."""
+        # In place where that can be: new memory costs more here than what is computed with it.
+        reduced = (cost - self.row.unsqueeze(-1)).sub_(self.column.unsqueeze(-2))
+        return (self.row_step.unsqueeze(-1) + self.column_step.unsqueeze(-2)).sub_(reduced)
 
 
 class Link(Protocol):
-    """One kind of regularisation, in its own units: ψ, its derivative, and a solver."""
+    """One kind of regularisation, in its own units: ψ, which may overwrite its argument, its derivative, and
+    a solver."""
 
     def solve(self, problem: Problem) -> Potentials: ...
     def plan(self, slack: Tensor) -> Tensor: ...
