@@ -4,15 +4,18 @@
     python benchmarks/projections.py --rows 8 --length 256 --rounds 2     a trial, recorded as such
 
 On a CPU. Isotonic regression of rows N(0, 1) next to scipy's and scikit-learn's, row by row, and next to pool
-adjacent violators in plain Python and numpy. Soft top-k (p = 2) next to the same done in numpy. Dykstra's 500
-iterations next to PAV over n: the time, and the largest error.
+adjacent violators in plain Python and numpy. Soft top-k (p = 2 and 4/3) next to the same done in numpy. Soft
+ranks and sorting next to torchsort, in C++ too, where it is installed (pip builds it where there is no nvcc).
+Dykstra's 500 iterations next to PAV over n: the time, and the largest error.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 
 import numpy as np
@@ -41,7 +44,9 @@ def main() -> None:
     for dtype in (torch.float32, torch.float64):
         x = torch.randn(chosen.rows, chosen.length, dtype=dtype)
         regression(x, chosen.rounds)
-        topk(x, max(1, chosen.length // 16), chosen.rounds)
+        for p in (2.0, 4 / 3):
+            topk(x, max(1, chosen.length // 16), p, chosen.rounds)
+        ranks(x, chosen.rounds)
     length = 64
     while length <= chosen.length:
         dykstra(torch.randn(chosen.rows, length), chosen.rounds)
@@ -68,20 +73,47 @@ def regression(x: Tensor, rounds: int) -> None:
     report("isotonic regression", x, sides, rounds, errors, "fenchel")
 
 
-def topk(x: Tensor, k: int, rounds: int) -> None:
+def topk(x: Tensor, k: int, p: float, rounds: int) -> None:
     numbers = x.double().numpy()
-    exact = torch.from_numpy(np.stack([topk_row(row, k) for row in numbers]))
-    masks = {
+    exact = torch.from_numpy(np.stack([topk_row(row, k, p) for row in numbers]))
+    operators = {
         f"fenchel {solver}": partial(
-            fenchel.topk_mask, k=k, regularization=REGULARIZATION, p=2.0, solver=solver
+            fenchel.topk_mask, k=k, regularization=REGULARIZATION, p=p, solver=solver
         )
         for solver in ("threshold", "pav")
     }
-    sides: dict[str, Callable[[], object]] = {name: partial(mask, x) for name, mask in masks.items()}
-    sides |= {f"{name} both ways": both_ways(x, mask) for name, mask in masks.items()}
-    sides["numpy"] = lambda: [topk_row(row, k) for row in numbers]
-    errors = {name: float((mask(x).double() - exact).abs().max()) for name, mask in masks.items()}
-    report(f"soft top-{k}, p = 2", x, sides, rounds, errors, "fenchel threshold")
+    sides: dict[str, Callable[[], object]] = {name: partial(mask, x) for name, mask in operators.items()}
+    sides |= {f"{name} both ways": both_ways(x, mask) for name, mask in operators.items()}
+    magnitude = partial(fenchel.topk_magnitude, k=k, regularization=REGULARIZATION, p=p)
+    sides["fenchel magnitude"] = partial(magnitude, x)
+    sides["fenchel magnitude both ways"] = both_ways(x, magnitude)
+    sides["numpy"] = lambda: [topk_row(row, k, p) for row in numbers]
+    errors = {name: float((mask(x).double() - exact).abs().max()) for name, mask in operators.items()}
+    report(f"soft top-{k}, p = {'2' if p == 2 else '4/3'}", x, sides, rounds, errors, "fenchel threshold")
+
+
+def ranks(x: Tensor, rounds: int) -> None:
+    try:
+        torchsort = import_module("torchsort")
+    except ImportError:
+        print("torchsort is not installed: soft ranks are not compared")
+        return
+    for problem, ours, theirs in (
+        ("soft ranks", fenchel.soft_rank, torchsort.soft_rank),
+        ("soft sorting", fenchel.soft_sort, torchsort.soft_sort),
+    ):
+        sides: dict[str, Callable[[], object]] = {
+            "fenchel": partial(ours, x),
+            "torchsort": partial(theirs, x),
+            "fenchel both ways": both_ways(x, ours),
+            "torchsort both ways": both_ways(x, theirs),
+        }
+        exact = ours(x.double())
+        errors = {
+            name: float((function(x).double() - exact).abs().max())
+            for name, function in (("fenchel", ours), ("torchsort", theirs))
+        }
+        report(problem, x, sides, rounds, errors, "fenchel")
 
 
 def dykstra(x: Tensor, rounds: int) -> None:
@@ -151,12 +183,40 @@ def falling(s: Row) -> Row:
     return np.repeat(means, sizes)
 
 
-def topk_row(x: Row, k: int) -> Row:
+def falling_quartic(s: Row, pull: Row) -> Row:
+    """The falling v of least Σ (s - v)⁴ / 4 + pull · v: the same, each block by its cubic equation."""
+    values: list[float] = []
+    blocks: list[tuple[int, float, float, float, float]] = []
+    for value, weight in zip(s.tolist(), pull.tolist(), strict=True):
+        block, level = (1, value, value**2, value**3, weight), value - weight ** (1 / 3)
+        while values and values[-1] < level:
+            values.pop()
+            block = tuple(map(sum, zip(blocks.pop(), block, strict=True)))  # type: ignore[assignment]
+            level = cubic_root(*block)
+        values.append(level)
+        blocks.append(block)
+    return np.repeat(values, [block[0] for block in blocks])
+
+
+def cubic_root(n: int, first: float, second: float, third: float, pull: float) -> float:
+    """v with Σ (s - v)³ = pull, from the sums of s, s² and s³: Cardano's."""
+    mean = first / n
+    p = 3 * max(second / n - mean**2, 0.0)
+    q = (pull - third) / n + 3 * mean * second / n - 2 * mean**3
+    root = math.sqrt((q / 2) ** 2 + (p / 3) ** 3)
+    return mean + math.cbrt(-q / 2 + root) + math.cbrt(-q / 2 - root)
+
+
+def topk_row(x: Row, k: int, p: float) -> Row:
     """The relaxed mask of one row: sorted, pooled, put back."""
     order = np.argsort(-x)
-    s = x[order]
+    s, chosen = x[order], (np.arange(len(x)) < k).astype(float)
     mask = np.empty_like(x)
-    mask[order] = (s - falling(s - REGULARIZATION * (np.arange(len(x)) < k))) / REGULARIZATION
+    if p == 2:
+        mask[order] = (s - falling(s - REGULARIZATION * chosen)) / REGULARIZATION
+    else:
+        v = falling_quartic(s, REGULARIZATION**3 * chosen)
+        mask[order] = ((s - v) / REGULARIZATION) ** 3
     return mask
 
 

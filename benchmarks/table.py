@@ -115,8 +115,9 @@ def projections() -> Iterator[Row]:
         rows, length = figures["shape"]
         work = f"{figures['problem']}, {rows} rows of {length:,}"
         for peer, times in figures["others_take"].items():
-            if not peer.startswith("fenchel"):
-                yield work, f"{peer}, row by row", f"1/{times:.0f}" if times >= 2 else f"{1 / times:.2f}"
+            if not peer.startswith("fenchel") and not peer.endswith("both ways"):
+                how = "" if peer == "torchsort" else ", row by row"
+                yield work, f"{peer}{how}", f"1/{times:.0f}" if times >= 2 else f"{1 / times:.2f}"
 
 
 def transport() -> Iterator[Row]:

@@ -55,7 +55,7 @@ def quietly(solve: Solve) -> Any:
 def compare(question: str, sides: dict[str, Solve], rounds: int, **facts: object) -> None:
     """Time, record and print."""
     residuals = {name: missed(solve()) for name, solve in sides.items()}
-    times = in_turns(sides, rounds)
+    times = in_turns(sides, rounds, least=0.02)
     peers = [name for name in sides if name != "fenchel"]
     of_ours = {name: ratio(times[name], times["fenchel"]) for name in peers}
     figures = {

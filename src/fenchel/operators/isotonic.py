@@ -120,6 +120,11 @@ def pool(
     return v
 
 
+def put_back(ordered: Tensor, order: Tensor) -> Tensor:
+    """Sorted values (..., n) in the places that `order` of `torch.sort` says they came from."""
+    return torch.zeros_like(ordered).scatter(-1, order, ordered)
+
+
 def _weight(weight: Tensor, y: Tensor, dim: int) -> Tensor:
     good = (weight > 0) & (weight < torch.inf)
     if not holds(good):

@@ -8,7 +8,7 @@ from torch import Tensor
 from fenchel.checks import holds
 from fenchel.errors import InputError
 from fenchel.operators._inputs import check_finite, check_logits, class_last
-from fenchel.operators.isotonic import pool
+from fenchel.operators.isotonic import pool, put_back
 from fenchel.operators.softargmax import f_softargmax
 
 
@@ -177,7 +177,7 @@ def onto_permutahedron(
     """`project_in_order` for x (..., n) in any order."""
     s, order = x.sort(-1, descending=True)
     y = project_in_order(kind, s, w, solver=solver, iterations=iterations, impl=impl)
-    return y.gather(-1, order.argsort(-1))
+    return put_back(y, order)
 
 
 def project_in_order(

@@ -13,7 +13,7 @@ from fenchel.checks import holds
 from fenchel.errors import BadScores, InputError
 from fenchel.operators._inputs import check_axis, class_last
 from fenchel.operators._relaxed import relaxed
-from fenchel.operators.isotonic import pool
+from fenchel.operators.isotonic import pool, put_back
 from fenchel.thresholds import around_cut, ramp
 
 SOLVERS = ("threshold", "pav", "dykstra")
@@ -98,7 +98,7 @@ def topk_mask(
         chosen = _first(z, rows.k)
         solve = partial(pool, solver=solver, iterations=iterations, impl=impl)
         v = solve("mean", z - chosen) if exponent == 1 else solve("cubic", z, chosen)
-        y = _put_back(ramp(z - v, exponent)[0], order)
+        y = put_back(ramp(z - v, exponent)[0], order)
     return y.movedim(-1, dim).to(scores.dtype)
 
 
@@ -261,15 +261,10 @@ def _pooled_magnitude(
     # What shares no block with an entry after the k-th has m = 1.
     kept = (chosen > 0) & (v > torch.where(chosen > 0, -torch.inf, v).amax(-1, keepdim=True))
     above = torch.where(kept, 0.0, (s - v).clamp(min=0))
-    return _put_back(kept, order), _put_back(above, order)
+    return put_back(kept, order), put_back(above, order)
 
 
 def _first(ordered: Tensor, k: int | Tensor) -> Tensor:
     """1 in the first k places of every row, 0 in the others."""
     place = torch.arange(ordered.shape[-1], device=ordered.device)
     return (place < k).to(ordered.dtype).expand(ordered.shape)
-
-
-def _put_back(ordered: Tensor, order: Tensor) -> Tensor:
-    """Sorted values in the places that they came from."""
-    return ordered.gather(-1, order.argsort(-1))
