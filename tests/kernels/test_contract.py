@@ -356,6 +356,8 @@ def test_no_rows(op: str) -> None:
         "topk_distillation": (x, target.view(0, 1), x[:, :1], x[:, 0], record, 1.0, x),
         "isotonic": ("mean", x),
         "sinkhorn": (x.view(0, 30, 10), *(torch.empty(0, n) for n in (30, 10, 30, 10, 10)), 3),
+        "topk_mask": (x, 7, 0.1, 3.0),
+        "topk_magnitude": (x, torch.empty(0, 1, dtype=torch.long), 0.1, 3.0),
     }
     result = implementation(op, record, x, impl="cpu")(*arguments[op])
     assert all(len(part) == 0 for part in (result if isinstance(result, tuple) else (result,)))
