@@ -74,7 +74,10 @@ def results_of(change: Any = lambda seed: None, seeds: int = 5) -> dict[str, Any
         change(found)
         return found
 
-    tau = [{"tau": dict.fromkeys(RANKING_ENERGIES, 0.8 + 0.01 * i), "nothing": 0.2} for i in range(seeds)]
+    tau = [
+        {"tau": dict.fromkeys(RANKING_ENERGIES, 0.8 + 0.01 * i) | {EXACT: 0.8 + 0.011 * i}, "nothing": 0.2}
+        for i in range(seeds)
+    ]
     return {
         "multilabel": [{"name": "a", "labels": 6, "sizes": [9, 9], "seeds": [one(i) for i in range(seeds)]}],
         "rankings": [{"name": "b", "items": 3, "sizes": [9], "seeds": tau}],
@@ -127,6 +130,11 @@ def test_one_table_that_does_not_hold_refutes() -> None:
             seed["tau"]["mlp"] = 0.1 + 0.001 * i
     found = verdicts(results)
     assert found["ranking-mlp"] == "not supported" and found["ranking-linear"] == "supported"
+    assert found["ranking-exact"] == "supported"
+    for table in results["rankings"]:
+        for i, seed in enumerate(table["seeds"]):
+            seed["tau"]["linear"] -= 0.05 + 0.001 * i
+    assert verdicts(results)["ranking-exact"] == "not supported"
 
 
 def test_what_decides_nothing() -> None:
@@ -137,6 +145,9 @@ def test_what_decides_nothing() -> None:
         seed["samples"] = {}
     found = verdicts(large)
     assert found["f1-10"] == found["one-per-cent"] == "inconclusive" and found["ranking-mlp"] == "supported"
+    for seed in large["rankings"][0]["seeds"]:
+        del seed["tau"][EXACT]
+    assert verdicts(large)["ranking-exact"] == "inconclusive"
 
 
 # -- The figures.
@@ -198,6 +209,7 @@ def test_a_run_is_resumed_and_repeatable(tmp_path: Path, monkeypatch: pytest.Mon
     assert few["seeds"][0]["samples"].keys() == {"1", "10", "100"} and not many["seeds"][0]["samples"]
     assert many["seeds"][0][FREQUENCIES].keys() == {"f1", "micro_f1", "accuracy"}
     assert few["seeds"][0] != few["seeds"][1]
+    assert first["rankings"][0]["seeds"][0]["tau"].keys() == {*RANKING_ENERGIES, EXACT}
     assert run("b") == first
     monkeypatch.setattr(laboratory, "_sets", None)  # nothing is trained twice
     monkeypatch.setattr(laboratory, "_orders", None)

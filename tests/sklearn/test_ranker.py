@@ -147,6 +147,11 @@ def test_bad_data() -> None:
         quick().fit(X, Y[:, 0])
     with pytest.raises(ValueError, match="NaN"):
         quick().fit(X, np.where(Y == 1, np.nan, Y))
+    for refused in (quick().fit, quick(max_epochs=1).fit(X, Y).score):
+        with pytest.raises(
+            InputError, match=r"dense table of positions, received a sparse one of shape \(30, 3\)"
+        ):
+            refused(X, sparse.csr_array(np.tile([1, 2, 3], (30, 1))))
     with pytest.raises(InputError, match=r"at most 4096, and Permutations\(width=7\)"):
         quick(samples=None).fit(X, np.tile(np.arange(1, 8), (30, 1)))
     model = quick(max_epochs=1).fit(X, Y)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from fenchel.errors import InputError
@@ -40,7 +41,7 @@ class LabelRanker(EnergyEstimator):
         partition_epochs: further passes for τ alone, the energy being fixed: they bring log_partition closer
             to the exact one and leave the predictions as they are.
         batch_size: examples in a step.
-        learning_rate: the first; it falls to zero along half a cosine.
+        learning_rate: the first; it falls to zero along half a cosine. The linear energy wants more, 5e-2.
         early_stopping: hold out examples, end when their loss has no new minimum, and keep the best.
         validation_fraction: the share that is held out.
         n_iter_no_change: how many epochs without a new minimum end the training.
@@ -83,7 +84,7 @@ class LabelRanker(EnergyEstimator):
         max_epochs: int = 100,
         partition_epochs: int = 0,
         batch_size: int = 32,
-        learning_rate: float = 5e-3,
+        learning_rate: float = 2e-2,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
@@ -121,6 +122,7 @@ class LabelRanker(EnergyEstimator):
         Raises:
             InputError: a parameter, or a row of y, that does not fit; ValueError where scikit-learn finds it.
         """
+        _refuse_sparse(y)
         X, y = validate_data(
             self, X, y, accept_sparse="csr", dtype=np.float64, multi_output=True, y_numeric=True
         )
@@ -152,6 +154,7 @@ class LabelRanker(EnergyEstimator):
         Raises:
             InputError: y does not rank the items of fit.
         """
+        _refuse_sparse(y)
         X = self._checked(X)
         positions = positions_of(check_array(y, dtype=np.float64, ensure_2d=False))
         if positions.shape != (X.shape[0], self.space_.width):
@@ -166,6 +169,14 @@ class LabelRanker(EnergyEstimator):
     def _checked(self, X: Any) -> Any:
         check_is_fitted(self)
         return validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
+
+
+def _refuse_sparse(y: Any) -> None:
+    if sparse.issparse(y):
+        raise InputError(
+            f"y must be a dense table of positions, received a sparse one of shape {y.shape}; y.toarray() is "
+            "dense"
+        )
 
 
 def positions_of(y: Array) -> Array:

@@ -178,7 +178,7 @@ def _orders(recipe: Recipe, table: int, seed: int) -> dict[str, Any]:
     test, train = np.split(order, [round(recipe.test_share * len(order))])
     train_x, test_x = standardised(data.x[train], data.x[test])
     found = {}
-    for energy in RANKING_ENERGIES:
+    for energy, learning_rate in RANKING_ENERGIES.items():
         model = LabelRanker(
             energy,
             samples=recipe.ranking_samples,
@@ -187,11 +187,14 @@ def _orders(recipe: Recipe, table: int, seed: int) -> dict[str, Any]:
             alpha=recipe.alpha,
             max_epochs=epochs(recipe.ranking_steps, len(train), recipe.batch),
             batch_size=recipe.batch,
-            learning_rate=recipe.learning_rate,
+            learning_rate=learning_rate,
             random_state=seed,
         )
         model.fit(train_x, data.y[train])
         found[energy] = model.score(test_x, data.y[test])
+    if data.y.shape[1] <= recipe.most_items:
+        model = LabelRanker("linear", samples=None, alpha=recipe.alpha, max_epochs=1000)
+        found[EXACT] = model.fit(train_x, data.y[train]).score(test_x, data.y[test])
     return {"tau": found, "nothing": mean_ranking_score(data.y[train], data.y[test])}
 
 

@@ -88,6 +88,7 @@ def _rows(tables: list[Any], rankings: list[Any], seeds: int) -> list[dict[str, 
     for energy in dict.fromkeys((*ENERGIES, *RANKING_ENERGIES)):
         if energy != "pairwise":
             found.append((energy, False, sets("energies", energy) | orders("tau", energy)))
+    found.append(("linear, exact likelihood", True, orders("tau", EXACT)))
     return [{"name": name, "baseline": base, "values": nothing | values} for name, base, values in found]
 
 
