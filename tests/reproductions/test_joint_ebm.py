@@ -14,7 +14,14 @@ from scipy.stats import kendalltau
 from fenchel.reproductions import joint_ebm, runner, tabular
 from fenchel.reproductions.configs import NAMES, ReproduceConfig
 from fenchel.reproductions.joint_ebm import laboratory
-from fenchel.reproductions.joint_ebm.recipe import EXACT, FREQUENCIES, RANKING_ENERGIES, SMALL, SPARSEMAX
+from fenchel.reproductions.joint_ebm.recipe import (
+    EXACT,
+    FREQUENCIES,
+    PAIRS,
+    RANKING_ENERGIES,
+    SMALL,
+    SPARSEMAX,
+)
 from fenchel.reproductions.workspace import Workspace
 from fenchel.sklearn import MultilabelEnergyClassifier
 
@@ -183,6 +190,15 @@ def test_one_ranking_for_all() -> None:
     assert laboratory.mean_ranking_score(train, test) == pytest.approx(expected)
 
 
+def test_constraint_classification_of_linear_scores() -> None:
+    rng = np.random.default_rng(3)
+    x, weight = rng.normal(size=(400, 3)), rng.normal(size=(3, 4))
+    y = (x @ weight).argsort(1).argsort(1) + 1.0
+    found = laboratory.constraint_classification(x[:300], y[:300], x[300:])
+    assert laboratory.ranking_score(y[300:], found) > 0.97
+    assert laboratory.ranking_score(y[300:], x[300:] @ weight) == 1.0
+
+
 def test_constant_features_and_steps() -> None:
     train, test = laboratory.standardised(np.array([[1.0, 5], [3, 5]]), np.array([[2.0, 6]]))
     np.testing.assert_allclose(train, [[-1, 0], [1, 0]])
@@ -209,7 +225,7 @@ def test_a_run_is_resumed_and_repeatable(tmp_path: Path, monkeypatch: pytest.Mon
     assert few["seeds"][0]["samples"].keys() == {"1", "10", "100"} and not many["seeds"][0]["samples"]
     assert many["seeds"][0][FREQUENCIES].keys() == {"f1", "micro_f1", "accuracy"}
     assert few["seeds"][0] != few["seeds"][1]
-    assert first["rankings"][0]["seeds"][0]["tau"].keys() == {*RANKING_ENERGIES, EXACT}
+    assert first["rankings"][0]["seeds"][0]["tau"].keys() == {*RANKING_ENERGIES, EXACT, PAIRS}
     assert run("b") == first
     monkeypatch.setattr(laboratory, "_sets", None)  # nothing is trained twice
     monkeypatch.setattr(laboratory, "_orders", None)

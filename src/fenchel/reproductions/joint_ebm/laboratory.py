@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
 from fenchel.reproductions import tabular
@@ -16,6 +17,7 @@ from fenchel.reproductions.joint_ebm.recipe import (
     ENERGIES,
     EXACT,
     FREQUENCIES,
+    PAIRS,
     RANKING_ENERGIES,
     SPARSEMAX,
     Recipe,
@@ -195,14 +197,38 @@ def _orders(recipe: Recipe, table: int, seed: int) -> dict[str, Any]:
     if data.y.shape[1] <= recipe.most_items:
         model = LabelRanker("linear", samples=None, alpha=recipe.alpha, max_epochs=1000)
         found[EXACT] = model.fit(train_x, data.y[train]).score(test_x, data.y[test])
+    found[PAIRS] = ranking_score(data.y[test], constraint_classification(train_x, data.y[train], test_x))
     return {"tau": found, "nothing": mean_ranking_score(data.y[train], data.y[test])}
+
+
+def constraint_classification(train_x: Array, train_y: Array, test_x: Array) -> Array:
+    """Scores of items, linear in x, of which the lowest comes first: a peer of the linear energy.
+
+    Constraint classification (Har-Peled, Roth and Zimak, 2003) by scikit-learn's logistic regression on all
+    pairs.
+    """
+    (n, k), x = train_y.shape, np.hstack([train_x, np.ones((len(train_x), 1))])
+    first, second = np.triu_indices(k, 1)
+    pairs = np.zeros((n, len(first), k, x.shape[1]))
+    each = np.arange(len(first))
+    pairs[:, each, first], pairs[:, each, second] = x[:, None], -x[:, None]
+    model = LogisticRegression(C=1e4 / n, fit_intercept=False, max_iter=1000)
+    model.fit(pairs.reshape(-1, k * x.shape[1]), (train_y[:, first] > train_y[:, second]).ravel())
+    weight = model.coef_.reshape(k, -1)
+    scores: Array = np.hstack([test_x, np.ones((len(test_x), 1))]) @ weight.T
+    return scores
+
+
+def ranking_score(y: Array, scores: Array) -> float:
+    """Kendall's τ of positions and scores, (n, k) each, the mean over rows."""
+    i, j = np.triu_indices(y.shape[1], 1)
+    return float((np.sign(y[:, i] - y[:, j]) * np.sign(scores[:, i] - scores[:, j])).mean())
 
 
 def mean_ranking_score(train: Array, test: Array) -> float:
     """Kendall's τ of one ranking for all, by the mean positions (Borda): what needs no features."""
     order = train.mean(0).argsort(kind="stable").argsort() + 1.0
-    i, j = np.triu_indices(train.shape[1], 1)
-    return float((np.sign(test[:, i] - test[:, j]) * np.sign(order[i] - order[j])).mean())
+    return ranking_score(test, np.broadcast_to(order, test.shape))
 
 
 # -- What both need.

@@ -9,6 +9,7 @@ from fenchel.reproductions.joint_ebm.recipe import (
     ENERGIES,
     EXACT,
     FREQUENCIES,
+    PAIRS,
     RANKING_ENERGIES,
     SPARSEMAX,
     Recipe,
@@ -89,6 +90,7 @@ def _rows(tables: list[Any], rankings: list[Any], seeds: int) -> list[dict[str, 
         if energy != "pairwise":
             found.append((energy, False, sets("energies", energy) | orders("tau", energy)))
     found.append(("linear, exact likelihood", True, orders("tau", EXACT)))
+    found.append(("linear, constraint classification", True, orders("tau", PAIRS)))
     return [{"name": name, "baseline": base, "values": nothing | values} for name, base, values in found]
 
 

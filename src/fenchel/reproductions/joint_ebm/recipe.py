@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fenchel.reproductions.configs import at_scale
 
-EXACT, SPARSEMAX, FREQUENCIES = "exact", "sparsemax", "frequencies"
+EXACT, SPARSEMAX, FREQUENCIES, PAIRS = "exact", "sparsemax", "frequencies", "pairs"
 ENERGIES = ("linear", "mlp", "pairwise")
 # With the learning rate of each: in as many steps, a linear map wants a larger one.
 RANKING_ENERGIES = {"linear": 5e-2, "mlp": 2e-2, "assignment": 2e-2}
