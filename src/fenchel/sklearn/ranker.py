@@ -77,7 +77,7 @@ class LabelRanker(EnergyEstimator):
         energy: str | Callable[[int, ConfigurationSpace], Energy] = "mlp",
         *,
         divergence: str = "generalized-kl",
-        samples: int | None = 10,
+        samples: int | None = 100,
         hidden_layer_sizes: tuple[int, ...] = (64,),
         partition_layer_sizes: tuple[int, ...] = (64,),
         alpha: float = 1e-4,
