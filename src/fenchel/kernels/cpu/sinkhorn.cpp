@@ -74,7 +74,7 @@ static void solve_all(const Problem<Real>& first, int64_t problems, int64_t upda
                          m,                        n};
   };
   if (problems == 1) {  // threads share a problem only where it is large
-    solve(at(0), updates, m * n < (1 << 16) ? 1 : all);
+    solve(at(0), updates, m * n < (1 << 18) ? 1 : all);
     return;
   }
 #pragma omp parallel for schedule(static)
