@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fenchel.kernels.dispatch import implementation, which
 
-SIZES = [(1, 1), (1, 7), (7, 1), (5, 4), (64, 65), (300, 257), (3, 4, 5), (2, 3, 40, 30)]
+SIZES = [(1, 1), (1, 7), (7, 1), (5, 4), (64, 65), (300, 257), (600, 511), (3, 4, 5), (2, 3, 40, 30)]
 
 
 def problem(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
