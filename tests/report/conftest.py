@@ -107,6 +107,7 @@ def visit(tmp_path: Path) -> Callable[[Path], Visit]:
     candidates = ("chromium", "chromium-browser", "google-chrome")
     browser = next(filter(None, map(shutil.which, candidates)), None)
     if browser is None:
+        # What a page says is tested without one; a browser is no Python package, and its absence no defect.
         pytest.skip(f"no browser: none of {', '.join(candidates)} is installed")
 
     def open_page(page: Path) -> Visit:

@@ -102,7 +102,7 @@ def run(config: ReproduceConfig) -> Path:
     from fenchel.report import render
 
     path = render(page, workspace.path / "report.html")
-    record.append(directory, name, {**settings, **facts, **found, "results": results})
+    record.append(directory, name, {**_portable(settings), **facts, **found, "results": results})
     workspace.finish(page)
     for claim, verdict in zip(paper.CLAIMS, verdicts, strict=True):
         console.print(f"{SIGNS[verdict.verdict]:<4}{claim.statement} ({verdict.figures})", highlight=False)
@@ -115,6 +115,14 @@ def _with_data(recipe: Any, name: str, data: str) -> Any:
     if not Path(data).is_dir():
         raise InputError(f"--data must be a directory of tables, received {data!r}")
     return replace(recipe, data=data)
+
+
+def _portable(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as a record has them: a directory by its name, for where it lies tells nobody anything."""
+    recipe = settings["recipe"]
+    if recipe.get("data") is None:
+        return settings
+    return {**settings, "recipe": {**recipe, "data": Path(recipe["data"]).resolve().name}}
 
 
 def listing(out: str) -> None:
